@@ -1,1 +1,246 @@
-//! placeholder
+//! The proxy: any client in front, a server or a Cluster behind, hot keys found and answered here.
+//!
+//! # Layout
+//!
+//! In the order that explains it:
+//!
+//! - [`settings`]: what a proxy is told at start
+//! - `shard`: the data plane; one event loop per core, from the bytes of a request to its reply
+//! - [`topology`]: who is upstream
+//! - `control`: from counts to verdicts, and back to the shards
+//! - `http`: what is shown
+//! - [`stats`], [`clock`], [`hotview`]: what they share
+//!
+//! # Life of a GET
+//!
+//! `shard::serve` reads it and finds its key; `shard::fill` answers it from memory if the key is
+//! hot and the proof of freshness holds; otherwise `shard::forward` has a connection to the node
+//! of its slot, and `shard::replies` brings the answer back to the client's slot and counts it.
+
+pub mod clock;
+mod control;
+mod http;
+pub mod hotview;
+mod listen;
+pub mod settings;
+mod shard;
+pub mod stats;
+pub mod topology;
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::mpsc::{channel, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use keyheat_core::detect::Nominator;
+use keyheat_core::fence::WriteEpochs;
+use keyheat_core::hash::KeyHasher;
+use mio::{Poll, Waker};
+
+use control::{lock, Control, ShardHandle, Shared, ToControl};
+use listen::Acceptor;
+use settings::Settings;
+use shard::{Shard, ShardParts, ToShard};
+use stats::ShardStats;
+
+/// A running proxy. Dropping it ends it.
+pub struct Proxy {
+    shared: Arc<Shared>,
+    shards: Vec<ShardHandle>,
+    control: Sender<ToControl>,
+    acceptor: Acceptor,
+    http: Option<(SocketAddr, tokio::sync::oneshot::Sender<()>)>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Proxy {
+    /// Binds and starts. The upstream need not be there yet.
+    ///
+    /// # Errors
+    /// `AddrInUse` and the like where an address cannot be had.
+    pub fn start(settings: Settings) -> std::io::Result<Self> {
+        let settings = Arc::new(settings);
+        let listener = bind(&settings.listen)?;
+        let http = settings.http.as_deref().map(bind).transpose()?;
+        let rules = settings.rule_set().map_err(std::io::Error::other)?;
+        let count = settings.shard_count().max(1);
+        let stats: Vec<_> = (0..count).map(|_| Arc::new(ShardStats::default())).collect();
+        let shared = Arc::new(Shared {
+            settings: Arc::clone(&settings),
+            stats: stats.clone(),
+            hot: ArcSwap::default(),
+            topology: ArcSwapOption::empty(),
+            topology_error: Mutex::new("not looked at yet".into()),
+            cache_on: AtomicBool::new(settings.local_cache),
+            refusals: Mutex::default(),
+            started: Instant::now(),
+        });
+        let (control, control_inbox) = channel();
+        let epochs = Arc::new(WriteEpochs::default());
+        let next_client_id = Arc::new(AtomicU64::new(1));
+        let hasher = KeyHasher::new(seed());
+        let mut threads = Vec::new();
+        let mut shards = Vec::new();
+        for (index, stats) in stats.into_iter().enumerate() {
+            let poll = Poll::new()?;
+            let waker = Arc::new(Waker::new(poll.registry(), shard::WAKER)?);
+            let (inbox, messages) = channel();
+            let parts = ShardParts {
+                index,
+                settings: Arc::clone(&settings),
+                poll,
+                inbox: messages,
+                control: control.clone(),
+                stats,
+                epochs: Arc::clone(&epochs),
+                hasher: hasher.clone(),
+                nominator: Nominator::new(&rules, count as u32),
+                next_client_id: Arc::clone(&next_client_id),
+            };
+            let shard = Shard::new(parts).map_err(std::io::Error::other)?;
+            threads.push(spawn(&format!("keyheat-shard-{index}"), move || shard.run())?);
+            shards.push(ShardHandle { inbox, waker });
+        }
+        let running = Control::start(
+            Arc::clone(&shared),
+            shards.clone(),
+            control.clone(),
+            control_inbox,
+        )
+        .map_err(std::io::Error::other)?;
+        threads.push(spawn("keyheat-control", move || running.run())?);
+        let acceptor = Acceptor::start(listener, shards.clone(), Arc::clone(&shared))?;
+        let http = match http {
+            None => None,
+            Some(listener) => {
+                listener.set_nonblocking(true)?;
+                let address = listener.local_addr()?;
+                let (stop, stopped) = tokio::sync::oneshot::channel();
+                let shared = Arc::clone(&shared);
+                threads.push(spawn("keyheat-http", move || {
+                    if let Err(e) = http::serve(listener, shared, stopped) {
+                        tracing::error!("http ended: {e}");
+                    }
+                })?);
+                Some((address, stop))
+            }
+        };
+        Ok(Self {
+            shared,
+            shards,
+            control,
+            acceptor,
+            http,
+            threads,
+        })
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn listen_addr(&self) -> SocketAddr {
+        self.acceptor.address()
+    }
+
+    /// Where the API is served.
+    #[must_use]
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.http.as_ref().map(|(address, _)| *address)
+    }
+
+    /// The hot set as JSON, as `/api/hot` gives it.
+    #[must_use]
+    pub fn hot(&self) -> String {
+        http::hot(&self.shared).to_string()
+    }
+
+    /// The counters as JSON.
+    #[must_use]
+    pub fn stats(&self) -> String {
+        http::stats(&self.shared).to_string()
+    }
+
+    /// The counters in Prometheus' text format.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        http::metrics(&self.shared)
+    }
+
+    /// Switches local answers on or off, while running.
+    pub fn set_local_cache(&self, on: bool) {
+        let _ = self.control.send(ToControl::LocalCache(on));
+    }
+
+    /// Stops accepting, and lets each client go once all it has asked is answered. True if that
+    /// was so for all within `timeout`.
+    #[must_use]
+    pub fn drain(&self, timeout: Duration) -> bool {
+        self.acceptor.stop();
+        for shard in &self.shards {
+            shard.tell(ToShard::Drain);
+        }
+        let until = Instant::now() + timeout;
+        while Instant::now() < until {
+            let left: i64 = self.shared.stats.iter().map(|s| s.clients.get()).sum();
+            if left <= 0 {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        false
+    }
+
+    /// Ends everything now.
+    pub fn stop(&mut self) {
+        self.acceptor.stop();
+        for shard in &self.shards {
+            shard.tell(ToShard::Stop);
+        }
+        let _ = self.control.send(ToControl::Stop);
+        if let Some((_, stop)) = self.http.take() {
+            let _ = stop.send(());
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+
+    /// Who is upstream now, if that is known.
+    #[must_use]
+    pub fn topology(&self) -> Option<Arc<topology::Topology>> {
+        self.shared.topology.load_full()
+    }
+
+    /// Why the upstream could not be looked at; empty if it could.
+    #[must_use]
+    pub fn topology_error(&self) -> String {
+        lock(&self.shared.topology_error).clone()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.into()).spawn(run)
+}
+
+fn bind(address: &str) -> std::io::Result<TcpListener> {
+    let address = topology::resolve(address)
+        .map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidInput, e))?;
+    TcpListener::bind(address)
+}
+
+/// A secret for the key hash, so that nobody can craft keys that collide.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    let state = std::collections::hash_map::RandomState::new();
+    let mut hasher = state.build_hasher();
+    hasher.write_u64(clock::now());
+    hasher.finish()
+}

@@ -1,0 +1,376 @@
+//! The control side: looks at the upstream, judges what is hot, and tells the shards.
+//!
+//! Two threads. The *watcher* looks at the topology, which may block. *Control* takes the shards'
+//! nominations, polls them for exact counts of the candidates at once and then every tick, lets
+//! the detector judge, and publishes the verdicts. A nomination is judged within a few
+//! milliseconds; the tick is for cooling and for what nobody nominated.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use keyheat_core::detect::{Detector, DetectorSettings, ShardReport};
+use keyheat_core::hotset::HotSet;
+use keyheat_resp::slot;
+use mio::Waker;
+
+use crate::clock;
+use crate::hotview::{HashMap64, HotPlan, HotView};
+use crate::settings::Settings;
+use crate::shard::{Hits, PollReply, ToShard};
+use crate::stats::ShardStats;
+use crate::topology::{Topology, Watcher};
+
+/// How often the detector judges without being asked.
+const TICK: Duration = Duration::from_millis(100);
+/// Nominations are gathered at least so long between two polls.
+const POLL_EVERY: Duration = Duration::from_millis(2);
+/// A shard that has not answered a poll by then is left out of it.
+const POLL_TIMEOUT: Duration = Duration::from_millis(50);
+/// How often the topology is looked at without cause.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Least time between two looks.
+const LOOK_MIN: Duration = Duration::from_millis(50);
+/// Longest time between two looks while none succeeds.
+const LOOK_RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// What control is told.
+pub(crate) enum ToControl {
+    /// A shard saw this key pass its local share.
+    Nominate {
+        key: Vec<u8>,
+        key_hash: u64,
+        node: u32,
+    },
+    /// The topology may have changed.
+    Look,
+    /// A look succeeded.
+    Topology(Arc<Topology>),
+    /// A look failed.
+    NoTopology(String),
+    /// A server does not let us track.
+    NoTracking(String),
+    /// Local answers on or off.
+    LocalCache(bool),
+    /// End.
+    Stop,
+}
+
+/// A shard's inbox.
+#[derive(Clone)]
+pub(crate) struct ShardHandle {
+    pub inbox: Sender<ToShard>,
+    pub waker: Arc<Waker>,
+}
+
+impl ShardHandle {
+    pub fn tell(&self, message: ToShard) {
+        if self.inbox.send(message).is_ok() {
+            let _ = self.waker.wake();
+        }
+    }
+}
+
+/// What the API shows of one hot key's local answers.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct HitRate {
+    pub count: u64,
+    pub per_s: f64,
+    pub first_ns: Option<u64>,
+}
+
+/// A hot set and what was answered locally for it.
+#[derive(Default)]
+pub(crate) struct HotNow {
+    pub set: Arc<HotSet>,
+    pub hits: HashMap64<HitRate>,
+    pub plans: HashMap64<HotPlan>,
+}
+
+/// What control shares with the API.
+pub(crate) struct Shared {
+    pub settings: Arc<Settings>,
+    pub stats: Vec<Arc<ShardStats>>,
+    pub hot: ArcSwap<HotNow>,
+    pub topology: ArcSwapOption<Topology>,
+    pub topology_error: Mutex<String>,
+    pub cache_on: AtomicBool,
+    pub refusals: Mutex<BTreeSet<String>>,
+    pub started: Instant,
+}
+
+/// Takes a lock whose holder cannot have left it half-done.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+pub(crate) struct Control {
+    shared: Arc<Shared>,
+    shards: Vec<ShardHandle>,
+    inbox: Receiver<ToControl>,
+    watcher: Sender<()>,
+    detector: Detector,
+    last_hits: HashMap64<u64>,
+    last_poll: Instant,
+    sent_plans: HashMap64<HotPlan>,
+}
+
+impl Control {
+    /// Starts the watcher and returns control, ready to run.
+    pub fn start(
+        shared: Arc<Shared>,
+        shards: Vec<ShardHandle>,
+        sender: Sender<ToControl>,
+        inbox: Receiver<ToControl>,
+    ) -> Result<Self, String> {
+        let rules = shared.settings.rule_set()?;
+        let settings = DetectorSettings {
+            window: Duration::from_millis(shared.settings.window_ms),
+            max_hot_keys: shared.settings.hot_keys_max,
+            ..DetectorSettings::default()
+        };
+        let (watcher, wanted) = channel();
+        let watched = Watcher::new((*shared.settings).clone());
+        std::thread::Builder::new()
+            .name("keyheat-watch".into())
+            .spawn(move || watch(watched, &wanted, &sender))
+            .map_err(|e| e.to_string())?;
+        Ok(Self {
+            shared,
+            shards,
+            inbox,
+            watcher,
+            detector: Detector::new(rules, settings),
+            last_hits: HashMap64::default(),
+            last_poll: Instant::now(),
+            sent_plans: HashMap64::default(),
+        })
+    }
+
+    /// Runs until told to stop.
+    pub fn run(mut self) {
+        let mut next_tick = Instant::now() + TICK;
+        loop {
+            let mut is_wanted = false;
+            let wait = next_tick.saturating_duration_since(Instant::now());
+            match self.inbox.recv_timeout(wait) {
+                Ok(message) => {
+                    let mut next = Some(message);
+                    while let Some(message) = next {
+                        match self.take(message) {
+                            Some(wanted) => is_wanted |= wanted,
+                            None => return,
+                        }
+                        next = self.inbox.try_recv().ok();
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let is_tick = Instant::now() >= next_tick;
+            if is_tick {
+                next_tick = Instant::now() + TICK;
+            }
+            if is_wanted || is_tick {
+                let since = self.last_poll.elapsed();
+                if !is_tick && since < POLL_EVERY {
+                    std::thread::sleep(POLL_EVERY - since);
+                }
+                self.poll(is_tick);
+            }
+        }
+    }
+
+    /// Takes a message: `Some(true)` where a poll is wanted at once, `None` at the end.
+    fn take(&mut self, message: ToControl) -> Option<bool> {
+        match message {
+            ToControl::Nominate {
+                key,
+                key_hash,
+                node,
+            } => return Some(self.detector.nominate(&key, key_hash, node, clock::now())),
+            ToControl::Look => {
+                let _ = self.watcher.send(());
+            }
+            ToControl::Topology(topology) => self.on_topology(topology),
+            ToControl::NoTopology(why) => {
+                lock(&self.shared.topology_error).clone_from(&why);
+                for shard in &self.shards {
+                    shard.tell(ToShard::NoTopology(why.clone()));
+                }
+            }
+            ToControl::NoTracking(why) => {
+                if lock(&self.shared.refusals).insert(why.clone()) {
+                    tracing::warn!("nothing of it is cached: {why}");
+                }
+            }
+            ToControl::LocalCache(on) => {
+                self.shared.cache_on.store(on, Relaxed);
+                for shard in &self.shards {
+                    shard.tell(ToShard::LocalCache(on));
+                }
+            }
+            ToControl::Stop => return None,
+        }
+        Some(false)
+    }
+
+    fn on_topology(&mut self, topology: Arc<Topology>) {
+        lock(&self.shared.topology_error).clear();
+        let old = self.shared.topology.load_full();
+        if old.as_ref().is_some_and(|old| **old == *topology) {
+            return;
+        }
+        tracing::info!(
+            server = %topology.server.name,
+            version = %topology.server.version,
+            primaries = topology.primaries.len(),
+            cluster = topology.is_cluster(),
+            "upstream looked at"
+        );
+        self.detector
+            .set_nodes(|key| topology.owner(slot::slot(key)));
+        for shard in &self.shards {
+            shard.tell(ToShard::Topology(Arc::clone(&topology)));
+        }
+        self.shared.topology.store(Some(topology));
+    }
+
+    fn poll(&mut self, is_tick: bool) {
+        let candidates: Arc<[u64]> = self.detector.candidates().into();
+        if candidates.is_empty() && self.sent_plans.is_empty() {
+            return;
+        }
+        let (sender, replies) = channel();
+        for shard in &self.shards {
+            shard.tell(ToShard::Poll(Arc::clone(&candidates), sender.clone()));
+        }
+        drop(sender);
+        let until = Instant::now() + POLL_TIMEOUT;
+        let mut reports: Vec<ShardReport> = Vec::with_capacity(self.shards.len());
+        let mut hits: HashMap64<Hits> = HashMap64::default();
+        while reports.len() < self.shards.len() {
+            let left = until.saturating_duration_since(Instant::now());
+            let Ok(PollReply { report, hits: some }) = replies.recv_timeout(left) else {
+                break;
+            };
+            reports.push(report);
+            for (hash, h) in some {
+                let sum = hits.entry(hash).or_default();
+                sum.count += h.count;
+                sum.first = if sum.first == 0 {
+                    h.first
+                } else {
+                    sum.first.min(h.first)
+                };
+            }
+        }
+        if reports.is_empty() {
+            return;
+        }
+        self.detector.judge(&reports, clock::now());
+        self.last_poll = Instant::now();
+        self.publish(&hits, is_tick);
+    }
+
+    fn publish(&mut self, hits: &HashMap64<Hits>, is_tick: bool) {
+        let set = self.detector.hot_set();
+        let mut plans = HashMap64::default();
+        for key in set.iter() {
+            let was = self.sent_plans.get(&key.key_hash).copied();
+            let pays = self.pays(key.heat.reads_per_s, key.heat.writes_per_s, was);
+            let plan = HotPlan {
+                local_cache: key.plan.local_cache && pays,
+            };
+            plans.insert(key.key_hash, plan);
+        }
+        if plans != self.sent_plans {
+            let view = Arc::new(HotView {
+                plans: plans.clone(),
+            });
+            for shard in &self.shards {
+                shard.tell(ToShard::Hot(Arc::clone(&view)));
+            }
+            self.sent_plans.clone_from(&plans);
+        }
+        let old = self.shared.hot.load();
+        let rates = set.iter().map(|key| {
+            let h = hits.get(&key.key_hash).copied().unwrap_or_default();
+            let before = self.last_hits.get(&key.key_hash).copied().unwrap_or(0);
+            let per_s = if is_tick {
+                h.count.saturating_sub(before) as f64 / TICK.as_secs_f64()
+            } else {
+                old.hits.get(&key.key_hash).map_or(0.0, |r| r.per_s)
+            };
+            let rate = HitRate {
+                count: h.count,
+                per_s,
+                first_ns: (h.first != 0).then_some(h.first),
+            };
+            (key.key_hash, rate)
+        });
+        let rates: HashMap64<HitRate> = rates.collect();
+        if is_tick {
+            self.last_hits = rates.iter().map(|(&h, r)| (h, r.count)).collect();
+        }
+        self.shared.hot.store(Arc::new(HotNow {
+            set,
+            hits: rates,
+            plans,
+        }));
+    }
+
+    /// Whether caching a key saves more than it costs: each write makes every shard read it anew,
+    /// with up to three commands. Between the two levels it stays as it was.
+    fn pays(&self, reads_per_s: f64, writes_per_s: f64, was: Option<HotPlan>) -> bool {
+        let cost = 3.0 * self.shards.len() as f64 * writes_per_s;
+        let margin = if was.is_some_and(|p| p.local_cache) {
+            1.0
+        } else {
+            1.5
+        };
+        reads_per_s >= margin * cost
+    }
+}
+
+fn watch(mut watcher: Watcher, wanted: &Receiver<()>, control: &Sender<ToControl>) {
+    let mut retry = LOOK_MIN;
+    let mut last_failure = String::new();
+    loop {
+        let looked = Instant::now();
+        let wait = match watcher.look() {
+            Ok(topology) => {
+                if control.send(ToControl::Topology(Arc::new(topology))).is_err() {
+                    return;
+                }
+                retry = LOOK_MIN;
+                last_failure.clear();
+                LOOK_EVERY
+            }
+            Err(why) => {
+                if why != last_failure {
+                    tracing::warn!("upstream cannot be looked at: {why}");
+                    last_failure.clone_from(&why);
+                }
+                if control.send(ToControl::NoTopology(why)).is_err() {
+                    return;
+                }
+                retry = (retry * 2).min(LOOK_RETRY_MAX);
+                retry
+            }
+        };
+        // Requests for a look are gathered, and never make more than one in `LOOK_MIN`.
+        match wanted.recv_timeout(wait) {
+            Ok(()) => {
+                let early = LOOK_MIN.saturating_sub(looked.elapsed());
+                std::thread::sleep(early);
+                while wanted.try_recv().is_ok() {}
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}

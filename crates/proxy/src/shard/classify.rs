@@ -1,0 +1,194 @@
+//! What the proxy does with each command.
+//!
+//! The command table (`keyheat_resp::command`) says what a command *is*: its keys, whether it
+//! writes, whether it needs a session. This says what a proxy that shares upstream connections
+//! *does* about it. Nothing may be silently wrong: a command that would change a shared
+//! connection, or that asks one node where the client believes it asks all, is handled here,
+//! sent on a connection of its own, or refused with a sentence.
+//!
+//! Adding a command? Also: `docs/commands.md`, and `tests/proxy/test_commands.py`.
+
+use keyheat_resp::command::{self, Command, Flags};
+
+/// What the proxy does with a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Class {
+    /// Sent to the node of its key; several keys must share a slot.
+    Keyed,
+    /// As `Keyed`, and split over the nodes where the keys lie apart.
+    Split(Merge),
+    /// Sent to any node.
+    AnyNode,
+    /// Sent to every primary.
+    AllNodes(Merge),
+    /// Walks the nodes one after the other.
+    Scan,
+    /// Answered here.
+    Local(Local),
+    /// MULTI, EXEC, DISCARD, WATCH, UNWATCH.
+    Session(Session),
+    /// Waits on the server: sent on a connection of its own.
+    Blocking,
+    /// Subscriptions, on a connection of their own.
+    Subscribe,
+    /// Fine before one server, meaningless or partial before a Cluster.
+    OneServerOnly,
+    /// Not supported yet.
+    Refused(&'static str),
+    /// Looks like HTTP: the connection is cut, as the server does.
+    Cut,
+}
+
+/// How the parts of a reply become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Merge {
+    /// Elements go to their places (MGET).
+    Elements,
+    /// Numbers are added (DEL, EXISTS, DBSIZE …).
+    Sum,
+    /// All must be OK (MSET, FLUSHALL …).
+    AllOk,
+    /// Arrays are joined (KEYS).
+    Concat,
+    /// One that is not null (RANDOMKEY).
+    NotNull,
+    /// The least of each (SCRIPT EXISTS).
+    Least,
+}
+
+/// Commands that are answered here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Local {
+    Ping,
+    Echo,
+    Hello,
+    Auth,
+    Select,
+    Quit,
+    Reset,
+    Client,
+    NoCluster,
+}
+
+/// Commands of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Session {
+    Multi,
+    Exec,
+    Discard,
+    Watch,
+    Unwatch,
+}
+
+const NEEDS_SESSION: &str = "needs a connection of its own, which keyheat does not give it yet";
+const REPLICATION: &str = "is between servers; connect to the server itself";
+
+/// Decides about a command by its name and flags.
+fn class_of(command: &Command) -> Class {
+    use Class::{AllNodes, AnyNode, Blocking, Keyed, OneServerOnly, Refused, Scan, Split, Subscribe};
+    let name = command.name;
+    match name {
+        "ping" => return Class::Local(Local::Ping),
+        "echo" => return Class::Local(Local::Echo),
+        "hello" => return Class::Local(Local::Hello),
+        "auth" => return Class::Local(Local::Auth),
+        "select" => return Class::Local(Local::Select),
+        "quit" => return Class::Local(Local::Quit),
+        "reset" => return Class::Local(Local::Reset),
+        "client" => return Class::Local(Local::Client),
+        "cluster" | "readonly" | "readwrite" | "asking" => {
+            return Class::Local(Local::NoCluster)
+        }
+        "multi" => return Class::Session(Session::Multi),
+        "exec" => return Class::Session(Session::Exec),
+        "discard" => return Class::Session(Session::Discard),
+        "watch" => return Class::Session(Session::Watch),
+        "unwatch" => return Class::Session(Session::Unwatch),
+        "mget" => return Split(Merge::Elements),
+        "mset" => return Split(Merge::AllOk),
+        "del" | "unlink" | "exists" | "touch" => return Split(Merge::Sum),
+        "subscribe" | "unsubscribe" | "psubscribe" | "punsubscribe" | "ssubscribe"
+        | "sunsubscribe" => return Subscribe,
+        "scan" => return Scan,
+        "dbsize" => return AllNodes(Merge::Sum),
+        "keys" => return AllNodes(Merge::Concat),
+        "flushall" | "flushdb" => return AllNodes(Merge::AllOk),
+        "randomkey" => return AllNodes(Merge::NotNull),
+        "script" | "function" => return OneServerOnly,
+        "publish" | "info" | "time" | "command" | "lastsave" | "lolwut" => return AnyNode,
+        "monitor" | "wait" | "waitaof" | "debug" => return Refused(NEEDS_SESSION),
+        "sync" | "psync" | "replconf" => return Refused(REPLICATION),
+        "host:" | "post" => return Class::Cut,
+        _ => {}
+    }
+    if command.flags.contains(Flags::SESSION) && command.subcommands.is_empty() {
+        return Refused(NEEDS_SESSION);
+    }
+    if command.flags.contains(Flags::BLOCKING) {
+        return Blocking;
+    }
+    let has_keys = !matches!(command.keys, command::KeySpec::None)
+        || command
+            .subcommands
+            .iter()
+            .any(|s| !matches!(s.keys, command::KeySpec::None));
+    if has_keys {
+        Keyed
+    } else {
+        OneServerOnly
+    }
+}
+
+/// Subcommands that are dealt with otherwise than their command.
+fn class_of_subcommand(command: &Command, sub: &str) -> Option<Class> {
+    Some(match (command.name, sub) {
+        ("script", "load") | ("script" | "function", "flush" | "kill") => {
+            Class::AllNodes(Merge::AllOk)
+        }
+        ("function", "load" | "delete" | "restore") => Class::AllNodes(Merge::AllOk),
+        ("function", "list" | "dump" | "help" | "stats") | ("script", "help" | "show") => {
+            Class::AnyNode
+        }
+        ("script", "exists") => Class::AllNodes(Merge::Least),
+        ("script", "debug") => Class::Refused(NEEDS_SESSION),
+        ("config", "get" | "help") | ("acl", "whoami" | "cat" | "genpass" | "help") => {
+            Class::AnyNode
+        }
+        ("config", "set" | "resetstat" | "rewrite") => Class::AllNodes(Merge::AllOk),
+        _ => return None,
+    })
+}
+
+/// Finds the class of every command without comparing names on the way: by its address in the
+/// static table.
+pub(super) struct Classes {
+    by_address: hashbrown::HashMap<usize, Class>,
+}
+
+impl Classes {
+    pub fn new() -> Self {
+        Self {
+            by_address: hashbrown::HashMap::new(),
+        }
+    }
+
+    /// The class of a command; `sub` is its first argument.
+    pub fn get(&mut self, command: &'static Command, sub: &[u8]) -> Class {
+        if !command.subcommands.is_empty() {
+            if let Some(sub) = command.sub(sub) {
+                let name = sub.name.rsplit('|').next().unwrap_or(sub.name);
+                if let Some(class) = class_of_subcommand(command, name) {
+                    return class;
+                }
+                if !matches!(sub.keys, command::KeySpec::None) {
+                    return Class::Keyed;
+                }
+            }
+        }
+        let address = std::ptr::from_ref(command) as usize;
+        *self
+            .by_address
+            .entry(address)
+            .or_insert_with(|| class_of(command))
+    }
+}

@@ -1,0 +1,294 @@
+//! A client connection: what it has sent, what it still waits for, and what it has yet to read.
+//!
+//! Replies leave in the order of the requests, though they come from several nodes and from the
+//! local cache. Each request that cannot be answered at once takes a *slot*; the oldest slot
+//! writes straight into the output, later ones keep what arrives early. A reply that comes in
+//! pieces is passed on in pieces, so a large value is not held here whole while it is on its way.
+
+use std::collections::VecDeque;
+
+use keyheat_resp::request::RequestParser;
+use keyheat_resp::Protocol;
+use mio::net::TcpStream;
+
+/// Names one client of a shard. `generation` tells a reused place from the client that left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ClientId {
+    pub index: u32,
+    pub generation: u32,
+}
+
+/// A request of a client that waits for its reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ticket {
+    pub client: ClientId,
+    pub seq: u32,
+}
+
+/// A reply that came before its turn.
+#[derive(Debug, Default)]
+struct Slot {
+    data: Vec<u8>,
+    is_done: bool,
+}
+
+/// Where a client stands in a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Transaction {
+    /// None, or only `WATCH`.
+    #[default]
+    None,
+    /// `MULTI` was answered here; no node is chosen yet (Cluster).
+    Pending,
+    /// `MULTI` was sent to the pinned connection.
+    Open,
+}
+
+/// Everything that is kept of a client.
+pub(super) struct Client {
+    pub stream: TcpStream,
+    pub generation: u32,
+    pub id: u64,
+    pub peer: String,
+    pub name: Vec<u8>,
+    pub library: (Vec<u8>, Vec<u8>),
+    pub protocol: Protocol,
+    pub db: u32,
+    pub is_authenticated: bool,
+    pub parser: RequestParser,
+    /// The unfinished rest of what was read.
+    pub input: Vec<u8>,
+    pub out: Vec<u8>,
+    pub written: usize,
+    slots: VecDeque<Slot>,
+    head: u32,
+    /// The oldest slot has been written in part.
+    is_streaming: bool,
+    /// Messages that wait for the end of a reply that is being written.
+    aside: Vec<u8>,
+    /// Requests wait in `input` until every slot is answered.
+    pub is_held: bool,
+    /// Readable, but not read yet because of `is_held` or a full output.
+    pub has_unread: bool,
+    pub has_ended: bool,
+    /// Close once the output is written.
+    pub is_closing: bool,
+    pub is_dirty: bool,
+    pub is_queued: bool,
+    pub transaction: Transaction,
+    pub is_watching: bool,
+    /// An error inside `MULTI` that the server has not seen.
+    pub is_aborted: bool,
+    /// Hashes of the keys written inside the transaction.
+    pub written_keys: Vec<u64>,
+    /// The upstream connection that belongs to this client alone, for now.
+    pub pinned: Option<u32>,
+    /// The upstream connection of its subscriptions.
+    pub subscriber: Option<u32>,
+    pub subscriptions: i64,
+    /// Its last reply came from a connection that will be given back when it arrives.
+    pub releases_pinned: bool,
+    /// The database that a SELECT on its way asks for.
+    pub wanted_db: Option<u32>,
+    /// It waits in a blocking command.
+    pub is_blocked: bool,
+}
+
+impl Client {
+    pub fn new(stream: TcpStream, generation: u32, id: u64, peer: String) -> Self {
+        Self {
+            stream,
+            generation,
+            id,
+            peer,
+            name: Vec::new(),
+            library: (Vec::new(), Vec::new()),
+            protocol: Protocol::Resp2,
+            db: 0,
+            is_authenticated: false,
+            parser: RequestParser::new(keyheat_resp::Limits::default()),
+            input: Vec::new(),
+            out: Vec::new(),
+            written: 0,
+            slots: VecDeque::new(),
+            head: 0,
+            is_streaming: false,
+            aside: Vec::new(),
+            is_held: false,
+            has_unread: false,
+            has_ended: false,
+            is_closing: false,
+            is_dirty: false,
+            is_queued: false,
+            transaction: Transaction::None,
+            is_watching: false,
+            is_aborted: false,
+            written_keys: Vec::new(),
+            pinned: None,
+            subscriber: None,
+            subscriptions: 0,
+            releases_pinned: false,
+            wanted_db: None,
+            is_blocked: false,
+        }
+    }
+
+    /// Opens a slot for a request whose reply comes later.
+    pub fn open_slot(&mut self) -> u32 {
+        let seq = self.head.wrapping_add(self.slots.len() as u32);
+        self.slots.push_back(Slot::default());
+        seq
+    }
+
+    /// Requests that still wait for a reply.
+    pub fn waiting(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Bytes that the client has yet to read.
+    pub fn backlog(&self) -> usize {
+        self.out.len() - self.written
+    }
+
+    /// Whether a reply given now would go straight to the output.
+    pub fn is_clear(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Answers the newest request at once.
+    pub fn reply(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.slots.is_empty() {
+            write(&mut self.out);
+        } else {
+            let mut data = Vec::new();
+            write(&mut data);
+            self.slots.push_back(Slot {
+                data,
+                is_done: true,
+            });
+        }
+    }
+
+    /// Hands over a piece of the reply with number `seq`.
+    pub fn deliver(&mut self, seq: u32, piece: &[u8], is_done: bool) {
+        let place = seq.wrapping_sub(self.head) as usize;
+        if place > 0 {
+            if let Some(slot) = self.slots.get_mut(place) {
+                slot.data.extend_from_slice(piece);
+                slot.is_done |= is_done;
+            }
+            return;
+        }
+        if self.slots.is_empty() {
+            return;
+        }
+        self.out.extend_from_slice(piece);
+        self.is_streaming = !is_done;
+        if is_done {
+            self.advance();
+        }
+    }
+
+    fn advance(&mut self) {
+        self.slots.pop_front();
+        self.head = self.head.wrapping_add(1);
+        while let Some(front) = self.slots.front_mut() {
+            self.out.extend_from_slice(&front.data);
+            self.is_streaming = !front.is_done && !front.data.is_empty();
+            if !front.is_done {
+                front.data = Vec::new();
+                break;
+            }
+            self.slots.pop_front();
+            self.head = self.head.wrapping_add(1);
+        }
+        if !self.is_streaming && !self.aside.is_empty() {
+            self.out.append(&mut self.aside);
+        }
+        if self.slots.is_empty() && self.slots.capacity() > 1024 {
+            self.slots = VecDeque::new();
+        }
+    }
+
+    /// Hands over a message that answers no request; it goes between replies.
+    pub fn push(&mut self, message: &[u8]) {
+        if self.is_streaming {
+            self.aside.extend_from_slice(message);
+        } else {
+            self.out.extend_from_slice(message);
+        }
+    }
+
+    /// Forgets what was written, and gives large memory back.
+    pub fn settle(&mut self) {
+        if self.written == self.out.len() {
+            if self.out.capacity() > 64 * 1024 {
+                self.out = Vec::new();
+            } else {
+                self.out.clear();
+            }
+            self.written = 0;
+        } else if self.written > 256 * 1024 && self.written > self.out.len() / 2 {
+            self.out.drain(..self.written);
+            self.written = 0;
+        }
+    }
+
+    /// Whether reads may be answered locally: not after `WATCH`, not inside `MULTI`.
+    pub fn may_read_locally(&self) -> bool {
+        !self.is_watching && self.transaction == Transaction::None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client() -> Client {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        Client::new(TcpStream::from_std(stream), 0, 1, String::new())
+    }
+
+    #[test]
+    fn replies_leave_in_the_order_of_the_requests() {
+        let mut c = client();
+        let a = c.open_slot();
+        let b = c.open_slot();
+        c.reply(|out| out.extend_from_slice(b"3"));
+        let d = c.open_slot();
+        c.deliver(b, b"2", true);
+        c.deliver(d, b"4", true);
+        assert_eq!(c.out, b"");
+        c.deliver(a, b"1", true);
+        assert_eq!(c.out, b"1234");
+        assert!(c.is_clear());
+    }
+
+    #[test]
+    fn a_piece_of_a_reply_is_passed_on_before_its_end() {
+        let mut c = client();
+        let a = c.open_slot();
+        let b = c.open_slot();
+        c.deliver(b, b"B1", false);
+        c.deliver(a, b"A1", false);
+        assert_eq!(c.out, b"A1");
+        c.push(b"message");
+        c.deliver(a, b"A2", true);
+        assert_eq!(c.out, b"A1A2B1");
+        c.deliver(b, b"B2", true);
+        assert_eq!(c.out, b"A1A2B1B2message");
+    }
+
+    #[test]
+    fn sequence_numbers_wrap() {
+        let mut c = client();
+        c.head = u32::MAX;
+        let a = c.open_slot();
+        let b = c.open_slot();
+        c.deliver(b, b"2", true);
+        c.deliver(a, b"1", true);
+        assert_eq!(c.out, b"12");
+    }
+}

@@ -1,0 +1,666 @@
+//! The local cache at work: reads of hot keys, fills, registrations, heartbeats.
+//!
+//! A read of a hot key is answered from memory while the proof of its primary holds. Otherwise one
+//! read goes upstream and the others wait for it (a *fill*):
+//!
+//! 1. a fence token is taken;
+//! 2. the key is registered by `EXISTS` on the tracking connection, unless it still is;
+//! 3. once that is answered, the client's own command is sent on the shared connection, with
+//!    `PTTL` behind it (and `HPTTL` for hash fields, which expire without a word);
+//! 4. the value goes to everybody who waits, and into the cache if its token is not void by then.
+//!
+//! Nobody ever waits for the cache: where the tracking connection does not answer in time, those
+//! who wait are served as if there were no cache. The rules that make the promise hold are with
+//! `keyheat_core::cache` and `keyheat_core::proof`.
+//!
+//! A heartbeat asks `ROLE`, and in a Cluster `EXISTS` of one key for each slot that is cached; any
+//! answer but that of the primary that owns the slot drops all that was cached from there.
+
+use keyheat_core::cache::{Lookup, Query, Stored, Token, Ttl};
+use keyheat_core::window::Access;
+use keyheat_core::Nanos;
+use keyheat_resp::command::{Cacheable, Command};
+use keyheat_resp::reply::{parse, Value};
+use keyheat_resp::{encode, slot, Limits, Protocol};
+
+use super::client::{ClientId, Ticket};
+use super::serve::{Flow, Keys, Request};
+use super::upstream::{Owner, Pending, Stage};
+use super::Shard;
+use crate::clock::{MS, SEC};
+use crate::control::ToControl;
+
+/// Heartbeats on their way at once; past that the connection is stuck.
+const BEATS_MAX: u32 = 64;
+/// After this long without an answer the tracking connection is opened anew.
+const STUCK: Nanos = SEC;
+/// A key whose value did not fit is left alone so long.
+const NOT_WORTH: Nanos = 10 * SEC;
+
+/// A read on its way that others wait for.
+pub(super) struct Fill {
+    node: u32,
+    key: Box<[u8]>,
+    key_hash: u64,
+    frame: Box<[u8]>,
+    identity: u64,
+    protocol: Protocol,
+    db: u32,
+    fields: Option<Box<[u8]>>,
+    token: Token,
+    waiters: Vec<Ticket>,
+    /// When the value was asked for; `None` while the key is being registered.
+    read_sent_at: Option<Nanos>,
+    value: Option<Vec<u8>>,
+    ttl: Option<Option<Ttl>>,
+    has_stable_fields: Option<bool>,
+}
+
+/// What else changes the reply to a command.
+fn variant(protocol: Protocol, db: u32) -> u64 {
+    u64::from(db) << 1 | u64::from(protocol == Protocol::Resp3)
+}
+
+impl Shard {
+    /// Answers a read of a hot key from memory, or makes it wait for a fill. `None`: it goes
+    /// upstream like any other.
+    pub(super) fn read_locally(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        command: &'static Command,
+        keys: &Keys,
+        node: u32,
+    ) -> Option<Flow> {
+        let client = self.clients.get(id.index as usize)?;
+        let (protocol, db) = (client.protocol, client.db);
+        let has_field_expiry = self
+            .topology
+            .as_ref()
+            .is_none_or(|t| t.server.has_field_expiry);
+        let cacheable = match command.cacheable {
+            Cacheable::No => false,
+            Cacheable::Yes | Cacheable::HashFields => true,
+            Cacheable::WholeHash => !has_field_expiry,
+        };
+        if !cacheable || !client.may_read_locally() || db != self.settings.upstream.db {
+            return None;
+        }
+        self.stats.hot_reads.add(1);
+        let source = Self::source(node);
+        let key = request.arg(keys.first);
+        let query = Query {
+            key,
+            key_hash: keys.hash,
+            variant: variant(protocol, db),
+            command: request.frame,
+        };
+        let is_lapsed = if self.cache_on {
+            match self.cache.lookup(source, &query, self.now) {
+                Lookup::Hit(value) => {
+                    let bytes = (value.len() + request.frame.len()) as u64;
+                    if let Some(client) = self.clients.get_mut(id.index as usize) {
+                        client.reply(|out| out.extend_from_slice(value));
+                    }
+                    self.stats.local_hits.add(1);
+                    let hits = self.hits.entry(keys.hash).or_insert(super::Hits {
+                        count: 0,
+                        first: self.now,
+                    });
+                    hits.count += 1;
+                    self.count(keys.hash, node, Access::Read, bytes, || None);
+                    return Some(Flow::Next);
+                }
+                Lookup::Lapsed => true,
+                Lookup::Miss => false,
+            }
+        } else {
+            self.stats.hot_reads_upstream.add(1);
+            return None;
+        };
+        let identity = self.hasher.hash(request.frame) ^ variant(protocol, db);
+        if self.join(id, identity, request.frame, protocol, db) {
+            return Some(Flow::Next);
+        }
+        let fields = (command.cacheable == Cacheable::HashFields && has_field_expiry)
+            .then(|| field_times(request, command));
+        if self.begin_fill(id, request, keys, node, identity, fields) {
+            return Some(Flow::Next);
+        }
+        if is_lapsed {
+            self.stats.lapsed.add(1);
+        }
+        self.stats.hot_reads_upstream.add(1);
+        None
+    }
+
+    /// Joins a fill that is under way, if its answer is fresh enough for a caller who asks now.
+    fn join(
+        &mut self,
+        id: ClientId,
+        identity: u64,
+        frame: &[u8],
+        protocol: Protocol,
+        db: u32,
+    ) -> bool {
+        let Some(&number) = self.fill_of.get(&identity) else {
+            return false;
+        };
+        let bound = self.settings.max_staleness_ms * MS;
+        let now = self.now;
+        let Some(fill) = self.fills.get_mut(&number) else {
+            return false;
+        };
+        let is_same = *fill.frame == *frame && fill.protocol == protocol && fill.db == db;
+        let is_fresh = fill
+            .read_sent_at
+            .is_none_or(|sent| now.saturating_sub(sent) <= bound);
+        if !is_same || !is_fresh || self.cache.is_void(&fill.token) {
+            return false;
+        }
+        let Some(client) = self.clients.get_mut(id.index as usize) else {
+            return false;
+        };
+        let (node, key_hash) = (fill.node, fill.key_hash);
+        if let Some(value) = &fill.value {
+            client.reply(|out| out.extend_from_slice(value));
+            let bytes = (value.len() + frame.len()) as u64;
+            self.count(key_hash, node, Access::Read, bytes, || None);
+        } else {
+            let seq = client.open_slot();
+            fill.waiters.push(Ticket { client: id, seq });
+        }
+        self.stats.fill_joins.add(1);
+        true
+    }
+
+    fn begin_fill(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        keys: &Keys,
+        node: u32,
+        identity: u64,
+        fields: Option<Vec<u8>>,
+    ) -> bool {
+        let source = Self::source(node);
+        let key = request.arg(keys.first);
+        let Some(tracking) = self.nodes[node as usize].tracking else {
+            return false;
+        };
+        let is_usable = self
+            .upstreams
+            .get(tracking as usize)
+            .is_some_and(|u| u.stage == Stage::Ready && !self.is_stuck(u));
+        if !is_usable || self.not_worth.contains_key(&keys.hash) {
+            return false;
+        }
+        let Some(token) = self.cache.begin(source, key, keys.hash) else {
+            return false;
+        };
+        let Some(client) = self.clients.get_mut(id.index as usize) else {
+            return false;
+        };
+        let (protocol, db) = (client.protocol, client.db);
+        let seq = client.open_slot();
+        self.next_fill += 1;
+        let number = self.next_fill;
+        let is_registered = self.cache.is_registered(&token);
+        let fill = Fill {
+            node,
+            key: key.into(),
+            key_hash: keys.hash,
+            frame: request.frame.into(),
+            identity,
+            protocol,
+            db,
+            fields: fields.map(Vec::into_boxed_slice),
+            token,
+            waiters: vec![Ticket { client: id, seq }],
+            read_sent_at: None,
+            value: None,
+            ttl: None,
+            has_stable_fields: None,
+        };
+        self.fills.insert(number, fill);
+        self.fill_of.insert(identity, number);
+        self.stats.fills.add(1);
+        if is_registered {
+            self.read_for_fill(number);
+        } else {
+            self.register(number, tracking);
+        }
+        true
+    }
+
+    /// Whether the oldest request on a tracking connection has waited so long that a fill on it
+    /// would only make its readers wait too.
+    fn is_stuck(&self, up: &super::upstream::Upstream) -> bool {
+        up.pending
+            .front()
+            .is_some_and(|p| self.now.saturating_sub(p.sent_at) > self.patience())
+    }
+
+    /// How long a fill may wait for its registration.
+    fn patience(&self) -> Nanos {
+        (self.settings.max_staleness_ms * MS / 4).max(5 * MS)
+    }
+
+    fn register(&mut self, number: u64, tracking: u32) {
+        let Some(fill) = self.fills.get(&number) else {
+            return;
+        };
+        let up = &mut self.upstreams[tracking as usize];
+        let start = up.out.len();
+        encode::command(&mut up.out, &[b"EXISTS", &fill.key]);
+        let len = up.out.len() - start;
+        up.pending
+            .push_back(Pending::new(Owner::Register(number), len, self.now));
+        self.stats.registrations.add(1);
+        self.fill_deadlines
+            .push_back((self.now + self.patience(), number));
+        self.mark_upstream(tracking);
+    }
+
+    pub(super) fn on_registered(&mut self, number: u64, node: u32, pending: &Pending, frame: &[u8]) {
+        let is_answer = frame[0] == b':';
+        if is_answer {
+            // Even where its fill has given up, the answer proves that nothing older is on its way.
+            self.cache.proved(Self::source(node), pending.sent_at);
+        }
+        let Some(fill) = self.fills.get(&number) else {
+            return;
+        };
+        if fill.read_sent_at.is_some() {
+            return;
+        }
+        if !is_answer || self.cache.is_void(&fill.token) {
+            if !is_answer {
+                self.want_look();
+            }
+            return self.abandon(number);
+        }
+        self.cache.registered(&fill.token, pending.sent_at);
+        if self.next_beat == 0 {
+            self.next_beat = self.now + self.beat_every;
+        }
+        self.read_for_fill(number);
+    }
+
+    /// The key is registered: its value is asked for.
+    fn read_for_fill(&mut self, number: u64) {
+        let Some(fill) = self.fills.get(&number) else {
+            return;
+        };
+        let (node, protocol, db) = (fill.node, fill.protocol, fill.db);
+        let Ok(index) = self.shared(node, protocol, db) else {
+            return self.abandon(number);
+        };
+        let now = self.now;
+        let Some(fill) = self.fills.get_mut(&number) else {
+            return;
+        };
+        fill.read_sent_at = Some(now);
+        let up = &mut self.upstreams[index as usize];
+        up.send(
+            &fill.frame,
+            Pending::new(Owner::Fill(number), fill.frame.len(), now),
+        );
+        let start = up.out.len();
+        encode::command(&mut up.out, &[b"PTTL", &fill.key]);
+        let len = up.out.len() - start;
+        up.pending
+            .push_back(Pending::new(Owner::FillTtl(number), len, now));
+        match &fill.fields {
+            Some(fields) => up.send(
+                fields,
+                Pending::new(Owner::FillFields(number), fields.len(), now),
+            ),
+            None => fill.has_stable_fields = Some(true),
+        }
+        self.mark_upstream(index);
+    }
+
+    /// Those who wait are served as if there were no cache.
+    fn abandon(&mut self, number: u64) {
+        let Some(fill) = self.fills.remove(&number) else {
+            return;
+        };
+        if self.fill_of.get(&fill.identity) == Some(&number) {
+            self.fill_of.remove(&fill.identity);
+        }
+        for ticket in fill.waiters {
+            self.stats.lapsed.add(1);
+            self.stats.hot_reads_upstream.add(1);
+            self.forward_waiter(ticket, &fill.frame, &fill.key, fill.key_hash);
+        }
+    }
+
+    fn forward_waiter(&mut self, ticket: Ticket, frame: &[u8], key: &[u8], key_hash: u64) {
+        let Some(client) = self.client(ticket.client) else {
+            return;
+        };
+        let (protocol, db) = (client.protocol, client.db);
+        let opened = self
+            .owner(slot::slot(key))
+            .and_then(|node| self.shared(node, protocol, db));
+        match opened {
+            Ok(index) => {
+                let mut pending = Pending::new(Owner::Client(ticket), frame.len(), self.now);
+                pending.key_hash = key_hash;
+                pending.flags = Pending::HAS_KEY | Pending::COUNT;
+                self.upstreams[index as usize].send(frame, pending);
+                self.stats.forwarded.add(1);
+                self.mark_upstream(index);
+            }
+            Err(text) => {
+                self.stats.upstream_errors.add(1);
+                if let Some(client) = self.client(ticket.client) {
+                    let mut error = Vec::new();
+                    encode::error(&mut error, &text);
+                    client.deliver(ticket.seq, &error, true);
+                }
+                self.mark_client(ticket.client);
+            }
+        }
+    }
+
+    pub(super) fn on_fill_value(&mut self, number: u64, frame: &[u8]) {
+        if frame.starts_with(b"-MOVED ") || frame.starts_with(b"-ASK ") {
+            // The topology has changed under it; an ordinary request knows how to follow.
+            self.want_look();
+            return self.abandon(number);
+        }
+        let Some(fill) = self.fills.get_mut(&number) else {
+            return;
+        };
+        fill.value = Some(frame.to_vec());
+        let waiters = std::mem::take(&mut fill.waiters);
+        let (node, key_hash) = (fill.node, fill.key_hash);
+        let bytes = (frame.len() + fill.frame.len()) as u64;
+        for ticket in waiters {
+            if let Some(client) = self.client(ticket.client) {
+                client.deliver(ticket.seq, frame, true);
+            }
+            self.mark_client(ticket.client);
+            self.count(key_hash, node, Access::Read, bytes, || None);
+        }
+        self.finish_fill(number);
+    }
+
+    pub(super) fn on_fill_ttl(&mut self, number: u64, pending: &Pending, frame: &[u8]) {
+        let Some(fill) = self.fills.get_mut(&number) else {
+            return;
+        };
+        let is_missing = matches!(fill.value.as_deref(), Some(b"$-1\r\n" | b"_\r\n" | b"*-1\r\n"));
+        let answer = std::str::from_utf8(frame)
+            .ok()
+            .and_then(|s| s.strip_prefix(':')?.trim_end().parse::<i64>().ok());
+        fill.ttl = Some(match answer {
+            Some(-1) => Some(Ttl::None),
+            // A key that is missing stays so until a write, which is announced. Some commands
+            // answer a missing key with 0 or an empty list: those too.
+            Some(-2) if is_missing || is_empty_answer(fill.value.as_deref()) => Some(Ttl::None),
+            Some(ms) if ms > 0 => Some(Ttl::At(pending.sent_at + ms as u64 * MS)),
+            _ => None,
+        });
+        self.finish_fill(number);
+    }
+
+    pub(super) fn on_fill_fields(&mut self, number: u64, frame: &[u8]) {
+        let Some(fill) = self.fills.get_mut(&number) else {
+            return;
+        };
+        let is_stable = match parse(frame, &Limits::default()) {
+            Ok(Some((Value::Array(times), _))) => {
+                times.iter().all(|t| matches!(t, Value::Int(n) if *n < 0))
+            }
+            _ => false,
+        };
+        fill.has_stable_fields = Some(is_stable);
+        self.finish_fill(number);
+    }
+
+    fn finish_fill(&mut self, number: u64) {
+        let is_done = self.fills.get(&number).is_some_and(|f| {
+            f.value.is_some() && f.ttl.is_some() && f.has_stable_fields.is_some()
+        });
+        if !is_done {
+            return;
+        }
+        let Some(fill) = self.fills.remove(&number) else {
+            return;
+        };
+        if self.fill_of.get(&fill.identity) == Some(&number) {
+            self.fill_of.remove(&fill.identity);
+        }
+        let (Some(value), Some(ttl)) = (fill.value, fill.ttl) else {
+            return;
+        };
+        let is_error = matches!(value.first(), Some(b'-' | b'!'));
+        let (Some(ttl), Some(true), false) = (ttl, fill.has_stable_fields, is_error) else {
+            self.not_worth.insert(fill.key_hash, self.now + SEC);
+            return;
+        };
+        if !self.cache_on || !self.hot.caches(fill.key_hash) {
+            return;
+        }
+        let query = Query {
+            key: &fill.key,
+            key_hash: fill.key_hash,
+            variant: variant(fill.protocol, fill.db),
+            command: &fill.frame,
+        };
+        match self.cache.store(&fill.token, &query, &value, ttl, self.now) {
+            Stored::Yes => self.stats.fills_stored.add(1),
+            Stored::TooBig | Stored::Full => {
+                self.not_worth.insert(fill.key_hash, self.now + NOT_WORTH);
+            }
+            _ => self.stats.fills_void.add(1),
+        }
+    }
+
+    pub(super) fn expire_fills(&mut self) {
+        while let Some(&(deadline, number)) = self.fill_deadlines.front() {
+            if deadline > self.now {
+                return;
+            }
+            self.fill_deadlines.pop_front();
+            if self.fills.get(&number).is_some_and(|f| f.read_sent_at.is_none()) {
+                self.abandon(number);
+            }
+        }
+    }
+
+    pub(super) fn on_push(&mut self, index: u32, frame: &[u8]) {
+        let source = Self::source(self.upstreams[index as usize].node);
+        let Ok(Some((Value::Push(parts), _))) = parse(frame, &Limits::default()) else {
+            return;
+        };
+        match (parts.first(), parts.get(1)) {
+            (Some(Value::Bulk(kind)), Some(Value::Array(keys))) if kind == b"invalidate" => {
+                for key in keys {
+                    if let Value::Bulk(key) = key {
+                        self.stats.invalidations.add(1);
+                        let hash = self.hasher.hash(key);
+                        self.cache.invalidate(source, hash, key);
+                    }
+                }
+            }
+            (Some(Value::Bulk(kind)), _) if kind == b"invalidate" => {
+                self.cache.invalidate_all(source);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn on_tracking_ready(&mut self, index: u32) {
+        let node = self.upstreams[index as usize].node;
+        self.nodes[node as usize].track_backoff = 0;
+        self.cache.source_up(Self::source(node));
+    }
+
+    pub(super) fn on_tracking_lost(&mut self, node: u32, why: &str) {
+        self.cache.source_down(Self::source(node));
+        let state = &mut self.nodes[node as usize];
+        state.tracking = None;
+        state.track_backoff = (state.track_backoff * 2).clamp(20 * MS, 2 * SEC);
+        state.track_after = self.now + state.track_backoff;
+        if state.refusal.is_none() {
+            self.stats.tracking_lost.add(1);
+            tracing::debug!(upstream = %self.node_name(node), "tracking connection ended: {why}");
+        }
+        let waiting: Vec<u64> = self
+            .fills
+            .iter()
+            .filter(|(_, f)| f.node == node && f.read_sent_at.is_none())
+            .map(|(n, _)| *n)
+            .collect();
+        for number in waiting {
+            self.abandon(number);
+        }
+    }
+
+    /// The server does not let us track: nothing of it is cached. Said once.
+    pub(super) fn refuse_tracking(&mut self, node: u32, why: &str) {
+        let name = self.node_name(node).to_owned();
+        let state = &mut self.nodes[node as usize];
+        if state.refusal.is_some() {
+            return;
+        }
+        state.refusal = Some(why.to_owned());
+        let why = format!("upstream {name} refused tracking: {why}");
+        let _ = self.control.send(ToControl::NoTracking(why));
+    }
+
+    /// Asks every tracking connection with something cached whether it is still what it was.
+    pub(super) fn beat(&mut self) {
+        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let mut is_any = false;
+        let mut stuck = Vec::new();
+        for (node, state) in self.nodes.iter().enumerate() {
+            let source = Self::source(node as u32);
+            let Some(index) = state.tracking else {
+                continue;
+            };
+            if self.cache.is_idle(source) {
+                continue;
+            }
+            is_any = true;
+            let Some(up) = self.upstreams.get_mut(index as usize) else {
+                continue;
+            };
+            if up.stage != Stage::Ready {
+                continue;
+            }
+            let age = up
+                .pending
+                .front()
+                .map_or(0, |p| self.now.saturating_sub(p.sent_at));
+            if age > STUCK.max(10 * self.settings.max_staleness_ms * MS) {
+                stuck.push(index);
+                continue;
+            }
+            if up.beats_in_flight >= BEATS_MAX {
+                continue;
+            }
+            let mut probes: Vec<Vec<u8>> = Vec::new();
+            if is_cluster {
+                let mut slots = hashbrown::HashSet::new();
+                self.cache.for_each_registered(source, |key| {
+                    if slots.insert(slot::slot(key)) {
+                        probes.push(key.to_vec());
+                    }
+                });
+            }
+            let beat = |is_role, is_last| Owner::Beat { is_role, is_last };
+            let start = up.out.len();
+            encode::command(&mut up.out, &[b"ROLE"]);
+            let len = up.out.len() - start;
+            let owner = beat(true, probes.is_empty());
+            up.pending.push_back(Pending::new(owner, len, self.now));
+            for (i, key) in probes.iter().enumerate() {
+                let start = up.out.len();
+                encode::command(&mut up.out, &[b"EXISTS", key]);
+                let len = up.out.len() - start;
+                let owner = beat(false, i + 1 == probes.len());
+                up.pending.push_back(Pending::new(owner, len, self.now));
+            }
+            up.beats_in_flight += 1;
+            self.stats.heartbeats.add(1);
+            if !up.is_dirty {
+                up.is_dirty = true;
+                self.dirty_upstreams.push((index, up.generation));
+            }
+        }
+        self.next_beat = if is_any { self.now + self.beat_every } else { 0 };
+        for index in stuck {
+            self.close_upstream(index, "heartbeats were not answered");
+        }
+    }
+
+    pub(super) fn on_beat(
+        &mut self,
+        index: u32,
+        pending: &Pending,
+        is_role: bool,
+        is_last: bool,
+        frame: &[u8],
+    ) {
+        let is_good = if is_role {
+            super::replies::is_primary(frame)
+        } else {
+            frame[0] == b':'
+        };
+        let up = &mut self.upstreams[index as usize];
+        up.is_beat_good = is_good && (is_role || up.is_beat_good);
+        let (is_whole, node) = (up.is_beat_good, up.node);
+        if is_last {
+            up.beats_in_flight = up.beats_in_flight.saturating_sub(1);
+        }
+        if !is_good {
+            self.want_look();
+            return self.close_upstream(index, "it no longer owns what was cached from it");
+        }
+        if is_last && is_whole {
+            self.cache.proved(Self::source(node), pending.sent_at);
+        }
+    }
+
+    pub(super) fn on_hot(&mut self, view: std::sync::Arc<crate::hotview::HotView>) {
+        self.hot = view;
+        let hot = &self.hot;
+        self.cache.retain(|hash| hot.caches(hash));
+        self.hits.retain(|hash, _| hot.contains(*hash));
+    }
+}
+
+/// A reply that a missing key gives: 0, an empty list, an empty string.
+fn is_empty_answer(value: Option<&[u8]>) -> bool {
+    matches!(
+        value,
+        Some(b":0\r\n" | b"*0\r\n" | b"~0\r\n" | b"%0\r\n" | b"$0\r\n\r\n" | b"+none\r\n" | b":-2\r\n")
+    ) || value.is_some_and(|v| v.starts_with(b"*") && is_all_null(v))
+}
+
+fn is_all_null(frame: &[u8]) -> bool {
+    match parse(frame, &Limits::default()) {
+        Ok(Some((Value::Array(items), _))) => items.iter().all(|v| matches!(v, Value::Null)),
+        _ => false,
+    }
+}
+
+/// `HGET key field` → `HPTTL key FIELDS 1 field`.
+fn field_times(request: &Request<'_>, command: &'static Command) -> Vec<u8> {
+    let fields = if command.name == "hmget" {
+        request.argc() - 2
+    } else {
+        1
+    };
+    let count = fields.to_string();
+    let mut args: Vec<&[u8]> = vec![b"HPTTL", request.arg(1), b"FIELDS", count.as_bytes()];
+    args.extend((2..2 + fields).map(|i| request.arg(i)));
+    let mut out = Vec::new();
+    encode::command(&mut out, &args);
+    out
+}

@@ -1,0 +1,548 @@
+//! Connections upstream: opening them, writing to them, losing them, and sending a request to
+//! another node when the first one says so.
+
+use std::io::{ErrorKind, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyheat_core::cache::SourceId;
+use keyheat_core::Nanos;
+use keyheat_resp::{encode, Protocol};
+use mio::net::TcpStream;
+use mio::{Interest, Token};
+
+use super::client::ClientId;
+use super::upstream::{Owner, Pending, Role, Stage, Step, Upstream};
+use super::{NodeState, Parked, Shard, KIND_BITS, KIND_UPSTREAM};
+use crate::clock::{MS, SEC};
+use crate::topology::Topology;
+
+/// Most times one request is sent on.
+const REDIRECTS_MAX: u8 = 5;
+const BACKOFF_MIN: Nanos = 50 * MS;
+const BACKOFF_MAX: Nanos = 2 * SEC;
+/// How long a request waits for a node that the topology does not know yet.
+const PARK: Nanos = SEC;
+/// Idle connections kept per node for requests that need one of their own.
+const IDLE_MAX: usize = 16;
+
+impl Shard {
+    /// The node that owns a slot.
+    pub(super) fn owner(&self, slot: u16) -> Result<u32, String> {
+        match &self.topology {
+            None => Err(format!(
+                "ERR keyheat: no upstream could be reached yet: {}",
+                self.topology_error
+            )),
+            Some(t) => t
+                .owner(slot)
+                .ok_or_else(|| format!("CLUSTERDOWN keyheat: no node owns slot {slot}")),
+        }
+    }
+
+    /// Some primary, the same one for a client every time.
+    pub(super) fn some_node(&self, id: ClientId) -> Result<u32, String> {
+        match &self.topology {
+            Some(t) if !t.primaries.is_empty() => {
+                Ok(t.primaries[id.generation as usize % t.primaries.len()])
+            }
+            _ => self.owner(0),
+        }
+    }
+
+    pub(super) fn node_name(&self, node: u32) -> &str {
+        self.topology
+            .as_ref()
+            .and_then(|t| t.nodes.get(node as usize))
+            .map_or("?", |n| n.name.as_str())
+    }
+
+    /// The connection to `node` that requests of all clients share.
+    pub(super) fn shared(&mut self, node: u32, protocol: Protocol, db: u32) -> Result<u32, String> {
+        let found = self.nodes[node as usize]
+            .shared
+            .iter()
+            .find(|(p, d, _)| *p == protocol && *d == db);
+        if let Some(&(_, _, index)) = found {
+            return Ok(index);
+        }
+        let index = self.open(node, Role::Shared, protocol, db)?;
+        self.nodes[node as usize].shared.push((protocol, db, index));
+        Ok(index)
+    }
+
+    /// A connection to `node` for one client alone.
+    pub(super) fn pinned(
+        &mut self,
+        node: u32,
+        id: ClientId,
+        protocol: Protocol,
+        db: u32,
+    ) -> Result<u32, String> {
+        let fits = |u: &Upstream| u.protocol == protocol && u.db == db;
+        let idle = &self.nodes[node as usize].idle;
+        let place = idle
+            .iter()
+            .position(|&i| self.upstreams.get(i as usize).is_some_and(fits));
+        if let Some(place) = place {
+            let index = self.nodes[node as usize].idle.swap_remove(place);
+            self.upstreams[index as usize].role = Role::Pinned(Some(id));
+            return Ok(index);
+        }
+        self.open(node, Role::Pinned(Some(id)), protocol, db)
+    }
+
+    /// Gives a client's connection back.
+    pub(super) fn release(&mut self, index: u32) {
+        let up = &mut self.upstreams[index as usize];
+        up.role = Role::Pinned(None);
+        let node = &mut self.nodes[up.node as usize];
+        if up.pending.is_empty() && node.idle.len() < IDLE_MAX {
+            node.idle.push(index);
+        } else {
+            self.close_upstream(index, "no longer needed");
+        }
+    }
+
+    /// Opens a connection and queues its set-up. Requests wait behind the set-up's replies: none
+    /// is sent before it is known that AUTH and SELECT held.
+    pub(super) fn open(
+        &mut self,
+        node: u32,
+        role: Role,
+        protocol: Protocol,
+        db: u32,
+    ) -> Result<u32, String> {
+        let state = &self.nodes[node as usize];
+        if self.now < state.down_until {
+            return Err(format!(
+                "ERR keyheat: upstream {} cannot be reached: {}; next try in {} ms",
+                self.node_name(node),
+                state.failure,
+                (state.down_until - self.now).div_ceil(MS)
+            ));
+        }
+        let Some(addr) = self
+            .topology
+            .as_ref()
+            .and_then(|t| t.nodes.get(node as usize))
+            .map(|n| n.addr)
+        else {
+            return Err("ERR keyheat: the topology has changed; try again".into());
+        };
+        let stream = TcpStream::connect(addr).map_err(|e| self.cannot_open(node, &e.to_string()))?;
+        let _ = stream.set_nodelay(true);
+        keep_alive(&stream);
+        self.generation = self.generation.wrapping_add(1);
+        let mut up = Upstream::new(stream, self.generation, node, role, self.now);
+        up.protocol = protocol;
+        up.db = db;
+        let entry = self.upstreams.vacant_entry();
+        let index = entry.key() as u32;
+        let token = Token(entry.key() << KIND_BITS | KIND_UPSTREAM);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let watched = self.poll.registry().register(&mut up.stream, token, interest);
+        entry.insert(up);
+        if let Err(e) = watched {
+            self.upstreams.remove(index as usize);
+            return Err(self.cannot_open(node, &e.to_string()));
+        }
+        self.stats.upstreams.add(1);
+        self.set_up(index);
+        Ok(index)
+    }
+
+    fn cannot_open(&self, node: u32, why: &str) -> String {
+        let name = self.node_name(node);
+        format!("ERR keyheat: upstream {name} cannot be reached: {why}")
+    }
+
+    fn set_up(&mut self, index: u32) {
+        let account = self.settings.upstream.clone();
+        let has_resp3 = self.topology.as_ref().is_some_and(|t| t.server.has_resp3);
+        let now = self.now;
+        let up = &mut self.upstreams[index as usize];
+        let mut step = |args: &[&[u8]], step: Step| {
+            let start = up.out.len();
+            encode::command(&mut up.out, args);
+            let len = up.out.len() - start;
+            up.pending
+                .push_back(Pending::new(Owner::Setup(step), len, now));
+        };
+        let user = account.username.as_deref().unwrap_or("default");
+        match (&account.password, up.protocol) {
+            (Some(password), Protocol::Resp3) => {
+                let (user, password) = (user.as_bytes(), password.as_bytes());
+                step(&[b"HELLO", b"3", b"AUTH", user, password], Step::Hello);
+            }
+            (None, Protocol::Resp3) => step(&[b"HELLO", b"3"], Step::Hello),
+            (Some(password), Protocol::Resp2) if account.username.is_some() => {
+                step(&[b"AUTH", user.as_bytes(), password.as_bytes()], Step::Auth);
+            }
+            (Some(password), Protocol::Resp2) => step(&[b"AUTH", password.as_bytes()], Step::Auth),
+            (None, Protocol::Resp2) => {}
+        }
+        if up.db != 0 {
+            step(&[b"SELECT", up.db.to_string().as_bytes()], Step::Select);
+        }
+        if has_resp3 {
+            // An old server without it would be asked in vain; the name is for CLIENT LIST only.
+            step(&[b"CLIENT", b"SETNAME", b"keyheat"], Step::Name);
+        }
+        if up.role == Role::Tracking {
+            step(&[b"CLIENT", b"TRACKING", b"ON"], Step::Tracking);
+            step(&[b"ROLE"], Step::Role);
+        }
+        up.setup_end = up.out.len();
+    }
+
+    /// The TCP connection is there.
+    pub(super) fn on_connected(&mut self, index: u32) {
+        let up = &mut self.upstreams[index as usize];
+        if up.pending.iter().any(|p| matches!(p.owner, Owner::Setup(_))) {
+            up.stage = Stage::Setup;
+            self.mark_upstream(index);
+        } else {
+            self.on_ready(index);
+        }
+    }
+
+    /// Every step of the set-up was answered well.
+    pub(super) fn on_ready(&mut self, index: u32) {
+        let up = &mut self.upstreams[index as usize];
+        up.stage = Stage::Ready;
+        let (node, role) = (up.node, up.role);
+        self.nodes[node as usize].backoff = 0;
+        self.nodes[node as usize].down_until = 0;
+        if role == Role::Tracking {
+            self.on_tracking_ready(index);
+        }
+        self.mark_upstream(index);
+    }
+
+    pub(super) fn flush_upstream(&mut self, index: u32) {
+        let Some(up) = self.upstreams.get_mut(index as usize) else {
+            return;
+        };
+        let end = up.sendable();
+        while up.sent < end {
+            match up.stream.write(&up.out[up.sent..end]) {
+                Ok(0) => return self.close_upstream(index, "it takes no more"),
+                Ok(n) => up.sent += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return self.close_upstream(index, &e.to_string()),
+            }
+        }
+    }
+
+    /// Ends a connection: everybody who waits on it is told, in words that say whether the
+    /// request may have run.
+    pub(super) fn close_upstream(&mut self, index: u32, why: &str) {
+        let Some(mut up) = self.upstreams.try_remove(index as usize) else {
+            return;
+        };
+        let _ = self.poll.registry().deregister(&mut up.stream);
+        self.stats.upstreams.add(-1);
+        let name = self.node_name(up.node).to_owned();
+        let state = &mut self.nodes[up.node as usize];
+        state.shared.retain(|(_, _, i)| *i != index);
+        state.idle.retain(|i| *i != index);
+        if up.role == Role::Tracking {
+            self.on_tracking_lost(up.node, why);
+        } else if up.stage != Stage::Ready {
+            self.back_off(up.node, why);
+            self.want_look();
+        } else if up.role == Role::Shared {
+            tracing::warn!(upstream = %name, waiting = up.pending.len(), "lost a connection: {why}");
+            self.want_look();
+        }
+        self.tell_owners(&mut up, &name, why);
+        match up.role {
+            Role::Pinned(Some(id)) | Role::Subscriber(id) => self.cut_session(id),
+            _ => {}
+        }
+    }
+
+    fn tell_owners(&mut self, up: &mut Upstream, name: &str, why: &str) {
+        let unsent = format!("ERR keyheat: upstream {name} cannot be reached: {why}");
+        let unknown = format!(
+            "ERR keyheat: lost the connection to upstream {name} before its reply ({why}); \
+             the command may have run"
+        );
+        let mut is_first = true;
+        while let Some((pending, range)) = up.pop() {
+            let text = if range.start >= up.sent || up.stage != Stage::Ready {
+                &unsent
+            } else {
+                &unknown
+            };
+            // A reply that was passed on in part cannot be taken back: its client is cut.
+            if is_first && up.streamed > 0 {
+                if let Owner::Client(ticket) = pending.owner {
+                    self.close_client(ticket.client);
+                }
+            }
+            is_first = false;
+            let frame = up.out.get(range).unwrap_or_default().to_vec();
+            self.settle_access(&pending, up.node, 0, &frame);
+            self.stats.upstream_errors.add(1);
+            let mut error = Vec::new();
+            encode::error(&mut error, text);
+            self.give(&pending, up.node, &frame, &error);
+        }
+    }
+
+    /// After a failure, nothing is tried there for a while that doubles, so that a node that is
+    /// down costs one attempt now and then, and every request an answer at once.
+    fn back_off(&mut self, node: u32, why: &str) {
+        let state = &mut self.nodes[node as usize];
+        let is_first = state.backoff == 0;
+        state.backoff = (state.backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX);
+        // Shards spread their attempts.
+        let jitter = (self.now / 1_000 + self.index as u64 * 7919) % (state.backoff / 4).max(1);
+        state.down_until = self.now + state.backoff - jitter;
+        state.failure = why.to_owned();
+        if is_first && self.index == 0 {
+            tracing::warn!(upstream = %self.node_name(node), "cannot be reached: {why}");
+        }
+    }
+
+    pub(super) fn on_topology(&mut self, topology: Arc<Topology>) {
+        let has_moved = self
+            .topology
+            .as_ref()
+            .is_some_and(|t| t.routes_differ(&topology));
+        while self.nodes.len() < topology.nodes.len() {
+            self.nodes.push(NodeState::default());
+        }
+        if has_moved {
+            // An entry is proved by the primary that owned its slot when it was read.
+            self.cache.clear();
+        }
+        let gone: Vec<u32> = topology
+            .nodes
+            .iter()
+            .enumerate()
+            .filter(|(_, n)| !n.is_primary)
+            .map(|(i, _)| i as u32)
+            .collect();
+        self.topology = Some(topology);
+        for node in gone {
+            if let Some(index) = self.nodes[node as usize].tracking {
+                self.close_upstream(index, "it is no longer a primary");
+            }
+        }
+        self.open_tracking();
+        self.unpark();
+    }
+
+    /// Follows `MOVED` and `ASK`. Returns false where the answer must go to the owner as it is.
+    pub(super) fn follow(&mut self, pending: &Pending, frame: &[u8], reply: &[u8]) -> bool {
+        let may = matches!(pending.owner, Owner::Client(_) | Owner::Part { .. })
+            && !pending.has(Pending::RELEASES);
+        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        if !may || !is_cluster || pending.redirects >= REDIRECTS_MAX {
+            return false;
+        }
+        let Some((is_ask, slot, address)) = redirect(reply) else {
+            return false;
+        };
+        self.stats.redirects.add(1);
+        let Some((protocol, db)) = self.speaks(pending) else {
+            return true;
+        };
+        let mut pending = *pending;
+        pending.redirects += 1;
+        let node = self.topology.as_ref().and_then(|t| {
+            let found = t.nodes.iter().position(|n| n.name == address);
+            found.map(|i| i as u32)
+        });
+        let Some(node) = node else {
+            self.want_look();
+            self.parked.push(Parked {
+                until: self.now + PARK,
+                frame: frame.to_vec(),
+                pending,
+                protocol,
+                db,
+                slot,
+            });
+            return true;
+        };
+        if !is_ask {
+            self.on_slot_moved(slot, node);
+        }
+        self.send_on(node, protocol, db, frame, pending, is_ask);
+        true
+    }
+
+    fn on_slot_moved(&mut self, slot: u16, node: u32) {
+        self.want_look();
+        if let Some(t) = &mut self.topology {
+            let t = Arc::make_mut(t);
+            if let Some(owner) = t.slots.get_mut(usize::from(slot)) {
+                *owner = node;
+            }
+        }
+        self.cache.clear();
+    }
+
+    fn send_on(
+        &mut self,
+        node: u32,
+        protocol: Protocol,
+        db: u32,
+        frame: &[u8],
+        mut pending: Pending,
+        is_ask: bool,
+    ) {
+        match self.shared(node, protocol, db) {
+            Ok(index) => {
+                let now = self.now;
+                let up = &mut self.upstreams[index as usize];
+                if is_ask {
+                    let start = up.out.len();
+                    encode::command(&mut up.out, &[b"ASKING"]);
+                    let len = up.out.len() - start;
+                    up.pending.push_back(Pending::new(Owner::Nobody, len, now));
+                    pending.flags |= Pending::ASKED;
+                }
+                pending.len = frame.len();
+                up.send(frame, pending);
+                self.mark_upstream(index);
+            }
+            Err(text) => {
+                let mut error = Vec::new();
+                encode::error(&mut error, &text);
+                self.settle_access(&pending, node, 0, frame);
+                self.give(&pending, node, frame, &error);
+            }
+        }
+    }
+
+    /// How the owner of a request wants its reply; `None` where nobody is left to want it.
+    fn speaks(&mut self, pending: &Pending) -> Option<(Protocol, u32)> {
+        let id = match pending.owner {
+            Owner::Client(ticket) => ticket.client,
+            Owner::Part { job, .. } => self.jobs.get(job as usize)?.ticket.client,
+            _ => return None,
+        };
+        self.client(id).map(|c| (c.protocol, c.db))
+    }
+
+    fn unpark(&mut self) {
+        for parked in std::mem::take(&mut self.parked) {
+            match self.owner(parked.slot) {
+                Ok(node) => {
+                    let p = parked;
+                    self.send_on(node, p.protocol, p.db, &p.frame, p.pending, false);
+                }
+                Err(_) => self.parked.push(parked),
+            }
+        }
+    }
+
+    pub(super) fn expire_parked(&mut self) {
+        let now = self.now;
+        let (late, waiting) = std::mem::take(&mut self.parked)
+            .into_iter()
+            .partition(|p| p.until <= now);
+        self.parked = waiting;
+        let late: Vec<Parked> = late;
+        for p in late {
+            let mut error = Vec::new();
+            let text = format!("TRYAGAIN keyheat: slot {} has moved to an unknown node", p.slot);
+            encode::error(&mut error, &text);
+            self.give(&p.pending, 0, &p.frame, &error);
+        }
+        if !self.parked.is_empty() {
+            self.want_look();
+        }
+    }
+
+    /// Gives up connections that never came to be, and opens tracking where it is missing.
+    pub(super) fn look_after_upstreams(&mut self) {
+        let limit = self.settings.connect_timeout_ms * MS;
+        let late: Vec<u32> = self
+            .upstreams
+            .iter()
+            .filter(|(_, u)| u.stage != Stage::Ready && self.now > u.opened_at + limit)
+            .map(|(i, _)| i as u32)
+            .collect();
+        for index in late {
+            self.close_upstream(index, "it did not answer in time");
+        }
+        self.open_tracking();
+    }
+
+    fn open_tracking(&mut self) {
+        if !self.settings.may_cache() {
+            return;
+        }
+        let Some(topology) = self.topology.clone() else {
+            return;
+        };
+        for &node in &topology.primaries {
+            let state = &self.nodes[node as usize];
+            let is_wanted = state.tracking.is_none()
+                && state.refusal.is_none()
+                && self.now >= state.track_after
+                && self.now >= state.down_until;
+            if !is_wanted {
+                continue;
+            }
+            if !topology.server.has_resp3 {
+                self.refuse_tracking(node, "the server does not speak RESP3");
+                continue;
+            }
+            let db = self.settings.upstream.db;
+            match self.open(node, Role::Tracking, Protocol::Resp3, db) {
+                Ok(index) => self.nodes[node as usize].tracking = Some(index),
+                Err(text) => self.on_tracking_lost(node, &text),
+            }
+        }
+    }
+
+    pub(super) fn source(node: u32) -> SourceId {
+        SourceId(node)
+    }
+}
+
+/// `MOVED 3999 127.0.0.1:6381` → (is it ASK, slot, address).
+fn redirect(reply: &[u8]) -> Option<(bool, u16, &str)> {
+    let line = std::str::from_utf8(reply.strip_suffix(b"\r\n")?).ok()?;
+    let mut words = line.split(' ');
+    let is_ask = match words.next()? {
+        "-MOVED" => false,
+        "-ASK" => true,
+        _ => return None,
+    };
+    let slot = words.next()?.parse().ok()?;
+    Some((is_ask, slot, words.next()?))
+}
+
+/// A peer that has gone without a word is noticed within half a minute.
+fn keep_alive(stream: &TcpStream) {
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(10))
+        .with_interval(Duration::from_secs(5));
+    #[cfg(target_os = "linux")]
+    let keepalive = keepalive.with_retries(3);
+    let _ = socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::redirect;
+
+    #[test]
+    fn redirects_are_read() {
+        assert_eq!(
+            redirect(b"-MOVED 3999 127.0.0.1:6381\r\n"),
+            Some((false, 3999, "127.0.0.1:6381"))
+        );
+        assert_eq!(redirect(b"-ASK 1 h:2\r\n"), Some((true, 1, "h:2")));
+        assert_eq!(redirect(b"-ERR MOVED\r\n"), None);
+    }
+}

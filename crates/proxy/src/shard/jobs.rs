@@ -1,0 +1,320 @@
+//! Requests that concern several nodes: split, sent, and their replies made one.
+//!
+//! What is split is no longer one step: another client may see some keys of an `MSET` written and
+//! others not yet. That is what a Cluster gives its own clients, and it is said in
+//! `docs/commands.md`.
+
+use keyheat_resp::command::Command;
+use keyheat_resp::reply::{parse, ReplyScanner, Value};
+use keyheat_resp::{encode, slot, Limits};
+
+use super::classify::Merge;
+use super::client::{ClientId, Ticket};
+use super::serve::{writes, Flow, Request};
+use super::upstream::{Owner, Pending};
+use super::Shard;
+
+/// Cursors of SCAN carry the node's place in their last digits.
+const SCAN_NODES: u64 = 1024;
+
+/// A request that was split.
+pub(super) struct Job {
+    pub ticket: Ticket,
+    merge: How,
+    waiting: usize,
+    parts: Vec<Vec<u8>>,
+}
+
+enum How {
+    Merge(Merge),
+    /// For each key of an MGET: its part, and its place there.
+    Places(Vec<(u32, u32)>),
+    /// SCAN at the node with this place, of so many.
+    Scan { place: u64, nodes: u64 },
+}
+
+impl Shard {
+    /// Splits a request whose keys lie in several slots, one part per slot.
+    pub(super) fn split(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        command: &'static Command,
+        merge: Merge,
+    ) -> Flow {
+        let step = if command.name == "mset" { 2 } else { 1 };
+        if (request.argc() - 1) % step != 0 {
+            return self.refuse(id, "ERR wrong number of arguments for 'mset' command");
+        }
+        let mut by_slot: hashbrown::HashMap<u16, u32> = hashbrown::HashMap::new();
+        let mut parts: Vec<(u16, Vec<&[u8]>)> = Vec::new();
+        let mut places = Vec::new();
+        for i in (1..request.argc()).step_by(step) {
+            let slot = slot::slot(request.arg(i));
+            let part = *by_slot.entry(slot).or_insert_with(|| {
+                parts.push((slot, vec![request.arg(0)]));
+                parts.len() as u32 - 1
+            });
+            let args = &mut parts[part as usize].1;
+            places.push((part, (args.len() - 1) as u32 / step as u32));
+            args.extend((i..i + step).map(|j| request.arg(j)));
+        }
+        let mut sends = Vec::with_capacity(parts.len());
+        for (slot, args) in parts {
+            let node = match self.owner(slot) {
+                Ok(node) => node,
+                Err(text) => return self.refuse_upstream(id, &text),
+            };
+            let key_hash = self.hasher.hash(args[1]);
+            let mut flags = Pending::HAS_KEY | Pending::COUNT;
+            if args.len() > 1 + step {
+                flags |= Pending::MANY_KEYS;
+            }
+            if writes(command) {
+                flags |= Pending::WRITE;
+                for key in args[1..].iter().step_by(step) {
+                    self.epochs.bump(self.hasher.hash(key));
+                }
+            }
+            let mut frame = Vec::new();
+            encode::command(&mut frame, &args);
+            sends.push((node, frame, key_hash, flags));
+        }
+        let how = if merge.is_per_key() {
+            How::Places(places)
+        } else {
+            How::Merge(merge)
+        };
+        self.start_job(id, how, sends)
+    }
+
+    /// Sends a request to every primary.
+    pub(super) fn all_nodes(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        command: Option<&'static Command>,
+        merge: Merge,
+    ) -> Flow {
+        let primaries = match &self.topology {
+            Some(t) => t.primaries.clone(),
+            None => match self.owner(0) {
+                Err(text) => return self.refuse_upstream(id, &text),
+                Ok(node) => vec![node],
+            },
+        };
+        let mut flags = 0;
+        if command.is_none_or(writes) {
+            flags |= Pending::WRITES_ALL;
+            self.epochs.bump_all();
+        }
+        if let [node] = primaries[..] {
+            return self.send_for(id, request.frame, node, 0, flags);
+        }
+        let sends = primaries
+            .iter()
+            .map(|&n| (n, request.frame.to_vec(), 0, flags))
+            .collect();
+        self.start_job(id, How::Merge(merge), sends)
+    }
+
+    /// Walks the primaries one after the other; the cursor says where.
+    pub(super) fn scan(&mut self, id: ClientId, request: &Request<'_>) -> Flow {
+        let primaries = match &self.topology {
+            Some(t) => t.primaries.clone(),
+            None => Vec::new(),
+        };
+        if primaries.len() <= 1 {
+            return match self.some_node(id) {
+                Ok(node) => self.send_for(id, request.frame, node, 0, 0),
+                Err(text) => self.refuse_upstream(id, &text),
+            };
+        }
+        let cursor = std::str::from_utf8(request.arg(1))
+            .ok()
+            .and_then(|s| s.parse::<u64>().ok());
+        let Some(cursor) = cursor else {
+            return self.refuse(id, "ERR invalid cursor");
+        };
+        let place = cursor % SCAN_NODES;
+        let Some(&node) = primaries.get(place as usize) else {
+            return self.refuse(id, "ERR invalid cursor");
+        };
+        let text = (cursor / SCAN_NODES).to_string();
+        let mut args: Vec<&[u8]> = (0..request.argc()).map(|i| request.arg(i)).collect();
+        args[1] = text.as_bytes();
+        let mut frame = Vec::new();
+        encode::command(&mut frame, &args);
+        let how = How::Scan {
+            place,
+            nodes: primaries.len() as u64,
+        };
+        self.start_job(id, how, vec![(node, frame, 0, 0)])
+    }
+
+    fn start_job(
+        &mut self,
+        id: ClientId,
+        merge: How,
+        sends: Vec<(u32, Vec<u8>, u64, u8)>,
+    ) -> Flow {
+        let Some(client) = self.client(id) else {
+            return Flow::Next;
+        };
+        let (protocol, db) = (client.protocol, client.db);
+        let seq = client.open_slot();
+        let job = self.jobs.insert(Job {
+            ticket: Ticket { client: id, seq },
+            merge,
+            waiting: sends.len(),
+            parts: vec![Vec::new(); sends.len()],
+        }) as u32;
+        for (part, (node, frame, key_hash, flags)) in sends.into_iter().enumerate() {
+            let part = part as u32;
+            match self.shared(node, protocol, db) {
+                Ok(index) => {
+                    let owner = Owner::Part { job, part };
+                    let mut pending = Pending::new(owner, frame.len(), self.now);
+                    pending.key_hash = key_hash;
+                    pending.flags = flags;
+                    self.upstreams[index as usize].send(&frame, pending);
+                    self.stats.forwarded.add(1);
+                    self.mark_upstream(index);
+                }
+                Err(text) => {
+                    self.stats.upstream_errors.add(1);
+                    let mut error = Vec::new();
+                    encode::error(&mut error, &text);
+                    self.on_part(job, part, &error);
+                }
+            }
+        }
+        Flow::Next
+    }
+
+    pub(super) fn on_part(&mut self, job: u32, part: u32, frame: &[u8]) {
+        let Some(found) = self.jobs.get_mut(job as usize) else {
+            return;
+        };
+        if let Some(place) = found.parts.get_mut(part as usize) {
+            *place = frame.to_vec();
+        }
+        found.waiting = found.waiting.saturating_sub(1);
+        if found.waiting > 0 {
+            return;
+        }
+        let job = self.jobs.remove(job as usize);
+        let ticket = job.ticket;
+        let reply = merge(job);
+        if let Some(client) = self.client(ticket.client) {
+            client.deliver(ticket.seq, &reply, true);
+        }
+        self.mark_client(ticket.client);
+    }
+}
+
+/// Makes one reply of the parts. An error of any part is the reply.
+fn merge(job: Job) -> Vec<u8> {
+    if let Some(error) = job.parts.iter().find(|p| matches!(p.first(), Some(b'-' | b'!'))) {
+        return error.clone();
+    }
+    let merged = match &job.merge {
+        How::Places(places) => merge_elements(places, &job.parts),
+        How::Scan { place, nodes } => merge_scan(*place, *nodes, &job.parts[0]),
+        How::Merge(Merge::Sum) => {
+            let sum = job.parts.iter().filter_map(|p| integer(p)).sum();
+            let mut out = Vec::new();
+            encode::integer(&mut out, sum);
+            Some(out)
+        }
+        How::Merge(Merge::Concat) => merge_concat(&job.parts),
+        How::Merge(Merge::Least) => merge_least(&job.parts),
+        How::Merge(Merge::NotNull) => job
+            .parts
+            .iter()
+            .find(|p| !matches!(p.as_slice(), b"$-1\r\n" | b"_\r\n"))
+            .or(job.parts.first())
+            .cloned(),
+        How::Merge(Merge::AllOk | Merge::Elements) => job.parts.first().cloned(),
+    };
+    merged.unwrap_or_else(|| {
+        let mut out = Vec::new();
+        encode::error(&mut out, "ERR keyheat: the parts of the reply do not fit together");
+        out
+    })
+}
+
+fn integer(frame: &[u8]) -> Option<i64> {
+    let line = frame.strip_prefix(b":")?.strip_suffix(b"\r\n")?;
+    std::str::from_utf8(line).ok()?.parse().ok()
+}
+
+/// The elements of an array, as they stand.
+fn elements(frame: &[u8]) -> Option<Vec<&[u8]>> {
+    let end = frame.windows(2).position(|w| w == b"\r\n")? + 2;
+    let line = frame.get(1..end - 2)?;
+    let count: usize = std::str::from_utf8(line).ok()?.parse().ok()?;
+    let mut rest = &frame[end..];
+    let mut scanner = ReplyScanner::new(Limits::default());
+    let mut found = Vec::with_capacity(count.min(4096));
+    for _ in 0..count {
+        let scan = scanner.scan(rest).ok().filter(|s| s.complete)?;
+        let (element, tail) = rest.split_at(scan.consumed);
+        found.push(element);
+        rest = tail;
+    }
+    Some(found)
+}
+
+fn merge_elements(places: &[(u32, u32)], parts: &[Vec<u8>]) -> Option<Vec<u8>> {
+    let parts: Vec<Vec<&[u8]>> = parts.iter().map(|p| elements(p)).collect::<Option<_>>()?;
+    let mut out = Vec::new();
+    encode::array_header(&mut out, places.len());
+    for &(part, place) in places {
+        out.extend_from_slice(parts.get(part as usize)?.get(place as usize)?);
+    }
+    Some(out)
+}
+
+fn merge_concat(parts: &[Vec<u8>]) -> Option<Vec<u8>> {
+    let parts: Vec<Vec<&[u8]>> = parts.iter().map(|p| elements(p)).collect::<Option<_>>()?;
+    let mut out = Vec::new();
+    encode::array_header(&mut out, parts.iter().map(Vec::len).sum());
+    for element in parts.iter().flatten() {
+        out.extend_from_slice(element);
+    }
+    Some(out)
+}
+
+fn merge_least(parts: &[Vec<u8>]) -> Option<Vec<u8>> {
+    let parts: Vec<Vec<&[u8]>> = parts.iter().map(|p| elements(p)).collect::<Option<_>>()?;
+    let mut out = Vec::new();
+    let count = parts.first()?.len();
+    encode::array_header(&mut out, count);
+    for i in 0..count {
+        let least = parts.iter().filter_map(|p| integer(p.get(i)?)).min()?;
+        encode::integer(&mut out, least);
+    }
+    Some(out)
+}
+
+fn merge_scan(place: u64, nodes: u64, part: &[u8]) -> Option<Vec<u8>> {
+    let parts = elements(part)?;
+    let [cursor, keys] = parts[..] else {
+        return None;
+    };
+    let Ok(Some((Value::Bulk(cursor), _))) = parse(cursor, &Limits::default()) else {
+        return None;
+    };
+    let cursor: u64 = std::str::from_utf8(&cursor).ok()?.parse().ok()?;
+    let next = match cursor {
+        0 if place + 1 >= nodes => 0,
+        0 => place + 1,
+        _ => cursor.checked_mul(SCAN_NODES)? + place,
+    };
+    let mut out = Vec::new();
+    encode::array_header(&mut out, 2);
+    encode::bulk(&mut out, next.to_string().as_bytes());
+    out.extend_from_slice(keys);
+    Some(out)
+}

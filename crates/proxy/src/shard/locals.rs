@@ -1,0 +1,348 @@
+//! Commands that concern the connection between client and proxy, answered here.
+
+use keyheat_resp::{encode, Protocol};
+
+use super::classify::Local;
+use super::client::{Client, ClientId, Transaction};
+use super::serve::{Flow, Request};
+use super::Shard;
+
+impl Shard {
+    pub(super) fn local(&mut self, id: ClientId, request: &Request<'_>, local: Local) -> Flow {
+        match local {
+            Local::Ping | Local::Echo => self.ping(id, request, local),
+            Local::Hello => self.hello(id, request),
+            Local::Auth => self.auth(id, request),
+            Local::Select => self.select(id, request),
+            Local::Client => self.client_command(id, request),
+            Local::NoCluster => {
+                self.refuse(id, "ERR This instance has cluster support disabled")
+            }
+            Local::Quit => {
+                if let Some(client) = self.client(id) {
+                    client.reply(|out| encode::simple(out, "OK"));
+                    client.is_closing = true;
+                }
+                self.mark_client(id);
+                Flow::Next
+            }
+            Local::Reset => self.reset(id),
+        }
+    }
+
+    fn ping(&mut self, id: ClientId, request: &Request<'_>, local: Local) -> Flow {
+        let argc = request.argc();
+        if argc > 2 {
+            return self.refuse(id, "ERR wrong number of arguments for 'ping' command");
+        }
+        let is_echo = local == Local::Echo;
+        if let Some(client) = self.client(id) {
+            let protocol = client.protocol;
+            if client.subscriptions > 0 && protocol == Protocol::Resp2 && !is_echo {
+                client.reply(|out| {
+                    encode::array_header(out, 2);
+                    encode::bulk(out, b"pong");
+                    encode::bulk(out, request.arg(1));
+                });
+            } else if argc == 2 {
+                client.reply(|out| encode::bulk(out, request.arg(1)));
+            } else {
+                client.reply(|out| encode::simple(out, "PONG"));
+            }
+        }
+        Flow::Next
+    }
+
+    fn hello(&mut self, id: ClientId, request: &Request<'_>) -> Flow {
+        let wanted = match request.arg(1) {
+            _ if request.argc() == 1 => None,
+            b"2" => Some(Protocol::Resp2),
+            b"3" => Some(Protocol::Resp3),
+            other if other.iter().all(u8::is_ascii_digit) && !other.is_empty() => {
+                return self.refuse(id, "NOPROTO unsupported protocol version");
+            }
+            _ => {
+                let text = "ERR Protocol version is not an integer or out of range";
+                return self.refuse(id, text);
+            }
+        };
+        let mut name = None;
+        let mut credentials = None;
+        let mut i = 2;
+        while i < request.argc() {
+            let word = request.arg(i).to_ascii_lowercase();
+            match word.as_slice() {
+                b"auth" if i + 2 < request.argc() => {
+                    credentials = Some((request.arg(i + 1), request.arg(i + 2)));
+                    i += 3;
+                }
+                b"setname" if i + 1 < request.argc() => {
+                    name = Some(request.arg(i + 1));
+                    i += 2;
+                }
+                _ => {
+                    let text = format!(
+                        "ERR Syntax error in HELLO option '{}'",
+                        String::from_utf8_lossy(request.arg(i))
+                    );
+                    return self.refuse(id, &text);
+                }
+            }
+        }
+        if wanted == Some(Protocol::Resp3) {
+            match &self.topology {
+                Some(t) if !t.server.has_resp3 => {
+                    return self.refuse(id, "NOPROTO the upstream does not speak RESP3");
+                }
+                _ => {}
+            }
+        }
+        if let Some((user, password)) = credentials {
+            if let Err(text) = self.check_password(user, password) {
+                return self.refuse(id, text);
+            }
+            if let Some(client) = self.client(id) {
+                client.is_authenticated = true;
+            }
+        }
+        if self.client(id).is_some_and(|c| !c.is_authenticated) {
+            return self.refuse(
+                id,
+                "NOAUTH HELLO must be called with the client already authenticated, otherwise \
+                 the HELLO <proto> AUTH <user> <pass> option can be used to authenticate the \
+                 client and select the RESP protocol version at the same time",
+            );
+        }
+        // Replies that are on their way were asked for in the old protocol.
+        let is_change = self
+            .client(id)
+            .is_some_and(|c| wanted.is_some_and(|w| w != c.protocol) && !c.is_clear());
+        if is_change {
+            return Flow::Wait;
+        }
+        let server = self.topology.as_ref().map(|t| t.server.clone());
+        let server = server.unwrap_or_default();
+        if let Some(client) = self.client(id) {
+            if let Some(name) = name {
+                client.name = name.to_vec();
+            }
+            if let Some(protocol) = wanted {
+                client.protocol = protocol;
+            }
+            let (protocol, number) = (client.protocol, client.id);
+            client.reply(|out| {
+                encode::map_header(out, 7, protocol);
+                let mut text = |k: &str, v: &str| {
+                    encode::bulk(out, k.as_bytes());
+                    encode::bulk(out, v.as_bytes());
+                };
+                text("server", or(&server.name, "redis"));
+                text("version", or(&server.version, "0.0.0"));
+                encode::bulk(out, b"proto");
+                encode::integer(out, if protocol == Protocol::Resp3 { 3 } else { 2 });
+                encode::bulk(out, b"id");
+                encode::integer(out, number as i64);
+                let mut text = |k: &str, v: &str| {
+                    encode::bulk(out, k.as_bytes());
+                    encode::bulk(out, v.as_bytes());
+                };
+                text("mode", "standalone");
+                text("role", "master");
+                encode::bulk(out, b"modules");
+                encode::array_header(out, 0);
+            });
+        }
+        Flow::Next
+    }
+
+    fn check_password(&self, user: &[u8], password: &[u8]) -> Result<(), &'static str> {
+        let account = &self.settings.upstream;
+        let Some(expected) = &account.password else {
+            return Err(
+                "ERR AUTH <password> called without any password configured for the default \
+                 user. Are you sure your configuration is correct?",
+            );
+        };
+        let expected_user = account.username.as_deref().unwrap_or("default");
+        let is_right = same(user, expected_user.as_bytes()) & same(password, expected.as_bytes());
+        if is_right {
+            Ok(())
+        } else {
+            Err("WRONGPASS invalid username-password pair or user is disabled.")
+        }
+    }
+
+    fn auth(&mut self, id: ClientId, request: &Request<'_>) -> Flow {
+        let default = self.settings.upstream.username.clone();
+        let default = default.unwrap_or_else(|| "default".into());
+        let (user, password) = match request.argc() {
+            2 => (default.as_bytes(), request.arg(1)),
+            3 => (request.arg(1), request.arg(2)),
+            _ => return self.refuse(id, "ERR syntax error"),
+        };
+        match self.check_password(user, password) {
+            Err(text) => self.refuse(id, text),
+            Ok(()) => {
+                if let Some(client) = self.client(id) {
+                    client.is_authenticated = true;
+                    client.reply(|out| encode::simple(out, "OK"));
+                }
+                Flow::Next
+            }
+        }
+    }
+
+    fn select(&mut self, id: ClientId, request: &Request<'_>) -> Flow {
+        let db = std::str::from_utf8(request.arg(1))
+            .ok()
+            .and_then(|s| s.parse::<u32>().ok());
+        let Some(db) = db else {
+            return self.refuse(id, "ERR invalid DB index");
+        };
+        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        if is_cluster && db != 0 {
+            return self.refuse(id, "ERR SELECT is not allowed in cluster mode");
+        }
+        let Some(client) = self.client(id) else {
+            return Flow::Next;
+        };
+        if client.db == db {
+            client.reply(|out| encode::simple(out, "OK"));
+            return Flow::Next;
+        }
+        if !client.is_clear() || client.is_watching {
+            return if client.is_watching {
+                self.refuse(id, "ERR keyheat: SELECT after WATCH is not supported")
+            } else {
+                Flow::Wait
+            };
+        }
+        self.try_select(id, request, db)
+    }
+
+    fn reset(&mut self, id: ClientId) -> Flow {
+        if self.client(id).is_some_and(|c| !c.is_clear()) {
+            return Flow::Wait;
+        }
+        let has_password = self.settings.upstream.password.is_some();
+        let db = self.settings.upstream.db;
+        self.end_session(id);
+        if let Some(client) = self.client(id) {
+            client.protocol = Protocol::Resp2;
+            client.db = db;
+            client.name.clear();
+            client.is_authenticated = !has_password;
+            client.transaction = Transaction::None;
+            client.reply(|out| encode::simple(out, "RESET"));
+        }
+        Flow::Next
+    }
+
+    fn client_command(&mut self, id: ClientId, request: &Request<'_>) -> Flow {
+        let sub = request.arg(1).to_ascii_lowercase();
+        let Some(client) = self.client(id) else {
+            return Flow::Next;
+        };
+        match (sub.as_slice(), request.argc()) {
+            (b"id", 2) => {
+                let number = client.id as i64;
+                client.reply(|out| encode::integer(out, number));
+            }
+            (b"getname", 2) => {
+                let (name, protocol) = (client.name.clone(), client.protocol);
+                client.reply(|out| {
+                    if name.is_empty() {
+                        encode::null(out, protocol);
+                    } else {
+                        encode::bulk(out, &name);
+                    }
+                });
+            }
+            (b"setname", 3) => {
+                let name = request.arg(2);
+                if !name.iter().all(|b| (b'!'..=b'~').contains(b)) {
+                    let text = "ERR Client names cannot contain spaces, newlines or special characters.";
+                    return self.refuse(id, text);
+                }
+                client.name = name.to_vec();
+                client.reply(|out| encode::simple(out, "OK"));
+            }
+            (b"setinfo", 4) => {
+                let value = request.arg(3);
+                let place = match request.arg(2).to_ascii_lowercase().as_slice() {
+                    b"lib-name" => Some(&mut client.library.0),
+                    b"lib-ver" => Some(&mut client.library.1),
+                    _ => None,
+                };
+                let Some(place) = place.filter(|_| value.len() <= 256) else {
+                    let text = format!(
+                        "ERR Unrecognized option '{}'",
+                        String::from_utf8_lossy(request.arg(2))
+                    );
+                    return self.refuse(id, &text);
+                };
+                *place = value.to_vec();
+                client.reply(|out| encode::simple(out, "OK"));
+            }
+            (b"info", 2) => {
+                let line = describe(client);
+                client.reply(|out| encode::bulk(out, line.as_bytes()));
+            }
+            (b"no-evict", 3) => client.reply(|out| encode::simple(out, "OK")),
+            _ => {
+                let text = format!(
+                    "ERR keyheat: 'client {}' is not supported yet",
+                    String::from_utf8_lossy(&sub)
+                );
+                self.stats.refused.add(1);
+                return self.refuse(id, &text);
+            }
+        }
+        Flow::Next
+    }
+}
+
+fn describe(c: &Client) -> String {
+    format!(
+        "id={} addr={} name={} db={} resp={} lib-name={} lib-ver={}\n",
+        c.id,
+        c.peer,
+        String::from_utf8_lossy(&c.name),
+        c.db,
+        if c.protocol == Protocol::Resp3 { 3 } else { 2 },
+        String::from_utf8_lossy(&c.library.0),
+        String::from_utf8_lossy(&c.library.1),
+    )
+}
+
+fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
+    if text.is_empty() {
+        default
+    } else {
+        text
+    }
+}
+
+/// Compares without telling by its time how much was right.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    let mut difference = a.len() ^ b.len();
+    for (i, &x) in a.iter().enumerate() {
+        let y = b.get(i % b.len().max(1)).copied().unwrap_or(0);
+        difference |= usize::from(x ^ y);
+    }
+    difference == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::same;
+
+    #[test]
+    fn passwords_are_the_same_only_if_every_byte_is() {
+        assert!(same(b"secret", b"secret"));
+        assert!(!same(b"secret", b"secreT"));
+        assert!(!same(b"secretsecret", b"secret"));
+        assert!(!same(b"", b"secret"));
+        assert!(same(b"", b""));
+    }
+}

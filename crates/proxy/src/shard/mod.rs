@@ -1,0 +1,623 @@
+//! A shard: one thread, one event loop, and everything that its clients need.
+//!
+//! Shards share nothing on the way of a request but the write epochs (a table of atomics) and the
+//! hot set (an `Arc` that is swapped). Each shard counts on its own, caches on its own and has its
+//! own connections upstream, tracking included: an invalidation, a heartbeat's reply and the reads
+//! they are about meet in one thread, in the order of one connection, so the proof of freshness
+//! needs no agreement between threads. The price is one tracking connection per shard and primary.
+//!
+//! One turn of the loop: wait for events; read and serve each ready client; read replies of each
+//! ready upstream; run timers; then write, once per connection, what the turn has gathered. Many
+//! small requests thus share system calls in proportion to the load.
+//!
+//! # Layout
+//! - `client`, `upstream`: the state of a connection on either side
+//! - `classify`: what is done with each command
+//! - `serve`: requests in
+//! - `locals`: commands answered here
+//! - `session`: transactions, blocking commands, subscriptions
+//! - `forward`: connections upstream, failure, redirects
+//! - `replies`: replies in
+//! - `jobs`: requests split over nodes
+//! - `fill`: the local cache, its registrations and heartbeats
+
+mod classify;
+mod client;
+mod fill;
+mod forward;
+mod jobs;
+mod locals;
+mod replies;
+mod serve;
+mod session;
+mod upstream;
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Write};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyheat_core::cache::{CacheSettings, LocalCache};
+use keyheat_core::detect::{Nominator, ShardReport};
+use keyheat_core::fence::WriteEpochs;
+use keyheat_core::hash::KeyHasher;
+use keyheat_core::window::{Access, Window, WindowSettings};
+use keyheat_core::Nanos;
+use keyheat_resp::request::RequestParser;
+use keyheat_resp::Protocol;
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+use slab::Slab;
+
+use crate::clock::{self, MS, SEC};
+use crate::control::ToControl;
+use crate::hotview::{HashMap64, HotView};
+use crate::settings::Settings;
+use crate::stats::ShardStats;
+use crate::topology::Topology;
+use client::{Client, ClientId};
+use fill::Fill;
+use jobs::Job;
+use upstream::Upstream;
+
+/// Bytes read from a socket at once.
+const READ_BYTES: usize = 64 * 1024;
+/// A client with more to read than this gets no more of its requests served for now.
+const BACKLOG_SOFT_BYTES: usize = 1 << 20;
+/// A client with more unanswered requests than this gets no more of them read for now.
+const WAITING_MAX: usize = 4096;
+/// How often a shard looks after itself.
+const TICK: Nanos = 100 * MS;
+
+pub(crate) const WAKER: Token = Token(0);
+const KIND_BITS: usize = 2;
+const KIND_CLIENT: usize = 1;
+const KIND_UPSTREAM: usize = 2;
+
+/// What a shard is told.
+pub(crate) enum ToShard {
+    /// A new client.
+    Client(std::net::TcpStream, String),
+    /// The upstream looks like this now.
+    Topology(Arc<Topology>),
+    /// The upstream could not be looked at.
+    NoTopology(String),
+    /// These keys are hot now.
+    Hot(Arc<HotView>),
+    /// Count these keys, please.
+    Poll(Arc<[u64]>, Sender<PollReply>),
+    /// Local answers on or off.
+    LocalCache(bool),
+    /// Finish what is under way and let the clients go.
+    Drain,
+    /// End now.
+    Stop,
+}
+
+/// Local answers given for one hot key.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Hits {
+    pub count: u64,
+    pub first: Nanos,
+}
+
+/// A shard's answer to [`ToShard::Poll`].
+pub(crate) struct PollReply {
+    pub report: ShardReport,
+    pub hits: Vec<(u64, Hits)>,
+}
+
+/// What a shard is made of.
+pub(crate) struct ShardParts {
+    pub index: usize,
+    pub settings: Arc<Settings>,
+    pub poll: Poll,
+    pub inbox: Receiver<ToShard>,
+    pub control: Sender<ToControl>,
+    pub stats: Arc<ShardStats>,
+    pub epochs: Arc<WriteEpochs>,
+    pub hasher: KeyHasher,
+    pub nominator: Nominator,
+    pub next_client_id: Arc<std::sync::atomic::AtomicU64>,
+}
+
+/// An upstream node, as a shard sees it.
+#[derive(Default)]
+struct NodeState {
+    shared: Vec<(Protocol, u32, u32)>,
+    idle: Vec<u32>,
+    tracking: Option<u32>,
+    /// Nothing is sent there before this, after a failure.
+    down_until: Nanos,
+    backoff: Nanos,
+    failure: String,
+    track_after: Nanos,
+    track_backoff: Nanos,
+    /// Why the server does not let us track; told once.
+    refusal: Option<String>,
+}
+
+/// A request that waits for a topology in which its node is known.
+struct Parked {
+    until: Nanos,
+    frame: Vec<u8>,
+    pending: upstream::Pending,
+    protocol: Protocol,
+    db: u32,
+    slot: u16,
+}
+
+pub(crate) struct Shard {
+    index: usize,
+    settings: Arc<Settings>,
+    poll: Poll,
+    inbox: Receiver<ToShard>,
+    control: Sender<ToControl>,
+    stats: Arc<ShardStats>,
+
+    clients: Slab<Client>,
+    upstreams: Slab<Upstream>,
+    generation: u32,
+    next_client_id: Arc<std::sync::atomic::AtomicU64>,
+    dirty_clients: Vec<ClientId>,
+    dirty_upstreams: Vec<(u32, u32)>,
+    again: VecDeque<ClientId>,
+
+    topology: Option<Arc<Topology>>,
+    topology_error: String,
+    looks_wanted_at: Nanos,
+    nodes: Vec<NodeState>,
+    parked: Vec<Parked>,
+
+    classes: classify::Classes,
+    hasher: KeyHasher,
+    window: Window,
+    nominator: Nominator,
+    nominated: HashMap64<()>,
+
+    hot: Arc<HotView>,
+    hits: HashMap64<Hits>,
+    cache: LocalCache,
+    cache_on: bool,
+    epochs: Arc<WriteEpochs>,
+    fills: HashMap64<Fill>,
+    fill_of: HashMap64<u64>,
+    next_fill: u64,
+    fill_deadlines: VecDeque<(Nanos, u64)>,
+    not_worth: HashMap64<Nanos>,
+    next_beat: Nanos,
+    beat_every: Nanos,
+
+    jobs: Slab<Job>,
+    rescan: RequestParser,
+    scratch: Vec<u8>,
+    now: Nanos,
+    next_tick: Nanos,
+    is_draining: bool,
+    is_stopped: bool,
+}
+
+impl Shard {
+    pub fn new(parts: ShardParts) -> Result<Self, String> {
+        let s = &parts.settings;
+        let window = WindowSettings {
+            window: Duration::from_millis(s.window_ms),
+            ..WindowSettings::default()
+        };
+        let shards = s.shard_count().max(1);
+        let cache = CacheSettings {
+            max_bytes: (s.cache_bytes / shards).max(64 * 1024),
+            value_max_bytes: s.cache_value_max_bytes,
+            max_staleness: Duration::from_millis(s.max_staleness_ms),
+            max_entries: (s.cache_bytes / shards / 64).max(1024),
+        };
+        let beat_every = (s.max_staleness_ms * MS / 5).max(MS);
+        Ok(Self {
+            index: parts.index,
+            poll: parts.poll,
+            inbox: parts.inbox,
+            control: parts.control,
+            stats: parts.stats,
+            clients: Slab::new(),
+            upstreams: Slab::new(),
+            generation: 0,
+            next_client_id: parts.next_client_id,
+            dirty_clients: Vec::new(),
+            dirty_upstreams: Vec::new(),
+            again: VecDeque::new(),
+            topology: None,
+            topology_error: "not looked at yet".into(),
+            looks_wanted_at: 0,
+            nodes: Vec::new(),
+            parked: Vec::new(),
+            classes: classify::Classes::new(),
+            hasher: parts.hasher,
+            window: Window::new(window).map_err(|e| e.to_string())?,
+            nominator: parts.nominator,
+            nominated: HashMap64::default(),
+            hot: Arc::new(HotView::default()),
+            hits: HashMap64::default(),
+            cache: LocalCache::new(cache, Arc::clone(&parts.epochs)),
+            cache_on: s.local_cache && s.may_cache(),
+            epochs: parts.epochs,
+            fills: HashMap64::default(),
+            fill_of: HashMap64::default(),
+            next_fill: 0,
+            fill_deadlines: VecDeque::new(),
+            not_worth: HashMap64::default(),
+            next_beat: 0,
+            beat_every,
+            jobs: Slab::new(),
+            rescan: RequestParser::new(keyheat_resp::Limits::default()),
+            scratch: vec![0; READ_BYTES],
+            now: clock::now(),
+            next_tick: 0,
+            is_draining: false,
+            is_stopped: false,
+            settings: parts.settings,
+        })
+    }
+
+    /// Runs until told to stop.
+    pub fn run(mut self) {
+        let mut events = Events::with_capacity(1024);
+        while !self.is_stopped {
+            let timeout = self.timeout();
+            if let Err(e) = self.poll.poll(&mut events, Some(timeout)) {
+                if e.kind() != ErrorKind::Interrupted {
+                    tracing::error!(shard = self.index, "event loop failed: {e}");
+                    break;
+                }
+            }
+            self.now = clock::now();
+            for event in &events {
+                let token = event.token();
+                if token == WAKER {
+                    self.read_inbox();
+                    continue;
+                }
+                let index = token.0 >> KIND_BITS;
+                if token.0 & ((1 << KIND_BITS) - 1) == KIND_CLIENT {
+                    self.on_client(index, event);
+                } else {
+                    self.on_upstream(index as u32, event);
+                }
+            }
+            for _ in 0..self.again.len() {
+                if let Some(id) = self.again.pop_front() {
+                    if let Some(client) = self.client(id) {
+                        client.is_queued = false;
+                        self.pump(id);
+                    }
+                }
+            }
+            self.run_timers();
+            self.flush();
+        }
+        self.stats.clients.set(0);
+        self.stats.upstreams.set(0);
+    }
+
+    fn timeout(&self) -> Duration {
+        if !self.again.is_empty() {
+            return Duration::ZERO;
+        }
+        let mut next = self.next_tick;
+        if self.next_beat != 0 {
+            next = next.min(self.next_beat);
+        }
+        if let Some(&(deadline, _)) = self.fill_deadlines.front() {
+            next = next.min(deadline);
+        }
+        if self.is_draining {
+            next = next.min(self.now + 2 * MS);
+        }
+        // Rounded up: the system waits in whole milliseconds, and 0 would spin.
+        let wait = next.saturating_sub(self.now);
+        Duration::from_millis(wait.div_ceil(MS).clamp(1, 100))
+    }
+
+    fn read_inbox(&mut self) {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(message) => self.on_message(message),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => {
+                    self.is_stopped = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn on_message(&mut self, message: ToShard) {
+        match message {
+            ToShard::Client(stream, peer) => self.accept(stream, peer),
+            ToShard::Topology(topology) => self.on_topology(topology),
+            ToShard::NoTopology(why) => {
+                self.topology_error = why;
+            }
+            ToShard::Hot(view) => self.on_hot(view),
+            ToShard::Poll(hashes, reply) => {
+                let _ = reply.send(self.report(&hashes));
+            }
+            ToShard::LocalCache(on) => {
+                self.cache_on = on && self.settings.may_cache();
+                if !self.cache_on {
+                    self.cache.clear();
+                }
+            }
+            ToShard::Drain => self.is_draining = true,
+            ToShard::Stop => self.is_stopped = true,
+        }
+    }
+
+    fn accept(&mut self, stream: std::net::TcpStream, peer: String) {
+        if self.is_draining {
+            return;
+        }
+        self.generation = self.generation.wrapping_add(1);
+        let id = self.next_client_id.fetch_add(1, Relaxed);
+        let mut client = Client::new(TcpStream::from_std(stream), self.generation, id, peer);
+        client.db = self.settings.upstream.db;
+        client.is_authenticated = self.settings.upstream.password.is_none();
+        let entry = self.clients.vacant_entry();
+        let token = Token(entry.key() << KIND_BITS | KIND_CLIENT);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(e) = self
+            .poll
+            .registry()
+            .register(&mut client.stream, token, interest)
+        {
+            tracing::warn!("cannot watch a client: {e}");
+            return;
+        }
+        entry.insert(client);
+        self.stats.clients.add(1);
+        self.stats.clients_total.add(1);
+    }
+
+    fn client(&mut self, id: ClientId) -> Option<&mut Client> {
+        self.clients
+            .get_mut(id.index as usize)
+            .filter(|c| c.generation == id.generation)
+    }
+
+    fn mark_client(&mut self, id: ClientId) {
+        if let Some(client) = self.client(id) {
+            if !client.is_dirty {
+                client.is_dirty = true;
+                self.dirty_clients.push(id);
+            }
+        }
+    }
+
+    fn queue_client(&mut self, id: ClientId) {
+        if let Some(client) = self.client(id) {
+            if !client.is_queued {
+                client.is_queued = true;
+                self.again.push_back(id);
+            }
+        }
+    }
+
+    fn mark_upstream(&mut self, index: u32) {
+        let up = &mut self.upstreams[index as usize];
+        if !up.is_dirty {
+            up.is_dirty = true;
+            self.dirty_upstreams.push((index, up.generation));
+        }
+    }
+
+    /// Writes what the turn has gathered. Failures of an upstream give clients more to read, so
+    /// upstreams go first.
+    fn flush(&mut self) {
+        while let Some((index, generation)) = self.dirty_upstreams.pop() {
+            let is_same = self
+                .upstreams
+                .get(index as usize)
+                .is_some_and(|u| u.generation == generation);
+            if is_same {
+                self.upstreams[index as usize].is_dirty = false;
+                self.flush_upstream(index);
+            }
+        }
+        let mut dirty = std::mem::take(&mut self.dirty_clients);
+        for id in dirty.drain(..) {
+            if let Some(client) = self.client(id) {
+                client.is_dirty = false;
+                self.flush_client(id);
+            }
+        }
+        if self.dirty_clients.is_empty() {
+            self.dirty_clients = dirty;
+        }
+    }
+
+    fn flush_client(&mut self, id: ClientId) {
+        let Some(client) = self.client(id) else {
+            return;
+        };
+        while client.written < client.out.len() {
+            match client.stream.write(&client.out[client.written..]) {
+                Ok(0) => return self.close_client(id),
+                Ok(n) => client.written += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return self.close_client(id),
+            }
+        }
+        let had_stopped = client.has_unread;
+        client.settle();
+        // What is left in `input` behind a hold is still to be served.
+        let has_rest = !client.input.is_empty() && client.has_unread;
+        let is_over = client.is_closing || (client.has_ended && !has_rest);
+        if client.out.is_empty() && client.is_clear() && is_over {
+            return self.close_client(id);
+        }
+        if client.is_held && client.is_clear() && !client.is_blocked && !client.releases_pinned {
+            client.is_held = false;
+            self.queue_client(id);
+        } else if had_stopped && !client.is_held && client.backlog() < BACKLOG_SOFT_BYTES {
+            self.queue_client(id);
+        }
+    }
+
+    fn close_client(&mut self, id: ClientId) {
+        if self.client(id).is_none() {
+            return;
+        }
+        let mut client = self.clients.remove(id.index as usize);
+        let _ = self.poll.registry().deregister(&mut client.stream);
+        self.stats.clients.add(-1);
+        for index in [client.pinned, client.subscriber].into_iter().flatten() {
+            self.close_upstream(index, "its client left");
+        }
+    }
+
+    fn run_timers(&mut self) {
+        self.expire_fills();
+        if self.next_beat != 0 && self.now >= self.next_beat {
+            self.beat();
+        }
+        if self.is_draining {
+            self.let_go();
+        }
+        if self.now < self.next_tick {
+            return;
+        }
+        self.next_tick = self.now + TICK;
+        self.tick();
+    }
+
+    fn tick(&mut self) {
+        self.nominated.clear();
+        let window = Duration::from_millis(self.settings.window_ms);
+        let (ops, bytes) = self
+            .nominator
+            .check_steps(&self.window.total(self.now), window);
+        self.window.set_check_steps(ops, bytes);
+        self.not_worth.retain(|_, until| *until > self.now);
+        self.look_after_upstreams();
+        self.expire_parked();
+        self.stats.cache_bytes.set(self.cache.bytes() as i64);
+        self.stats.cache_entries.set(self.cache.len() as i64);
+        self.bound_buffers();
+    }
+
+    /// Keeps what is held for clients and upstreams within its budget: past it, the client with
+    /// most to read is cut, as the server would.
+    fn bound_buffers(&mut self) {
+        let budget = self.settings.buffers_max_bytes / self.settings.shard_count().max(1);
+        let mut held: usize = self.upstreams.iter().map(|(_, u)| u.backlog()).sum();
+        let mut worst = None;
+        for (index, client) in &self.clients {
+            let bytes = client.backlog() + client.input.len();
+            held += bytes;
+            if worst.is_none_or(|(most, _)| bytes > most) {
+                let id = ClientId {
+                    index: index as u32,
+                    generation: client.generation,
+                };
+                worst = Some((bytes, id));
+            }
+        }
+        self.stats.buffer_bytes.set(held as i64);
+        if held > budget {
+            if let Some((bytes, id)) = worst.filter(|(bytes, _)| *bytes > BACKLOG_SOFT_BYTES) {
+                if let Some(client) = self.client(id) {
+                    tracing::warn!(
+                        client = %client.peer, bytes,
+                        "cut a client that does not read its replies: buffers_max_bytes is reached"
+                    );
+                }
+                self.stats.clients_cut.add(1);
+                self.close_client(id);
+            }
+        }
+    }
+
+    /// Draining: a client that waits for nothing and has sent nothing is let go.
+    fn let_go(&mut self) {
+        let idle: Vec<ClientId> = self
+            .clients
+            .iter()
+            .filter(|(_, c)| {
+                let is_idle = c.is_clear() && c.backlog() == 0 && c.transaction == client::Transaction::None;
+                (is_idle && !c.is_held && c.input.is_empty()) || c.subscriptions > 0
+            })
+            .map(|(index, c)| ClientId {
+                index: index as u32,
+                generation: c.generation,
+            })
+            .collect();
+        for id in idle {
+            self.pump(id);
+            if let Some(c) = self.client(id) {
+                let is_idle = c.is_clear() && c.backlog() == 0 && c.input.is_empty();
+                if is_idle || c.subscriptions > 0 {
+                    self.close_client(id);
+                }
+            }
+        }
+    }
+
+    fn report(&mut self, hashes: &[u64]) -> PollReply {
+        let now = self.now;
+        let nodes = 0..self.nodes.len() as u32;
+        let keys = hashes
+            .iter()
+            .map(|&h| (h, self.window.estimate(h, now)))
+            .collect();
+        PollReply {
+            report: ShardReport {
+                reporter: self.index as u32,
+                totals: nodes.map(|n| (n, self.window.totals(n, now))).collect(),
+                keys,
+                error: self.window.error(now),
+            },
+            hits: self.hits.iter().map(|(&h, &hits)| (h, hits)).collect(),
+        }
+    }
+
+    /// Counts one access of one key. `key` is asked for only now and then.
+    fn count(
+        &mut self,
+        key_hash: u64,
+        node: u32,
+        access: Access,
+        bytes: u64,
+        key: impl FnOnce() -> Option<Vec<u8>>,
+    ) {
+        if !self.settings.counting {
+            return;
+        }
+        let is_due = self.window.record(key_hash, node, access, bytes, self.now);
+        if !is_due || self.hot.contains(key_hash) || self.nominated.contains_key(&key_hash) {
+            return;
+        }
+        let counts = self.window.estimate(key_hash, self.now);
+        let totals = self.window.totals(node, self.now);
+        let window = Duration::from_millis(self.settings.window_ms);
+        if !self.nominator.should_nominate(&counts, &totals, window) {
+            return;
+        }
+        if let Some(key) = key() {
+            self.nominated.insert(key_hash, ());
+            let _ = self.control.send(ToControl::Nominate {
+                key,
+                key_hash,
+                node,
+            });
+        }
+    }
+
+    fn want_look(&mut self) {
+        if self.now >= self.looks_wanted_at {
+            self.looks_wanted_at = self.now + SEC / 20;
+            let _ = self.control.send(ToControl::Look);
+        }
+    }
+}

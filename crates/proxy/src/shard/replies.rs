@@ -1,0 +1,342 @@
+//! Replies in: whose they are, and what follows from them.
+
+use std::io::{ErrorKind, Read};
+
+use keyheat_resp::{encode, Limits};
+use mio::event::Event;
+
+use super::client::ClientId;
+use super::upstream::{Owner, Pending, Role, Stage};
+use super::Shard;
+use crate::clock;
+
+impl Shard {
+    pub(super) fn on_upstream(&mut self, index: u32, event: &Event) {
+        let Some(up) = self.upstreams.get_mut(index as usize) else {
+            return;
+        };
+        if up.stage == Stage::Connecting {
+            if let Ok(Some(e)) | Err(e) = up.stream.take_error() {
+                return self.close_upstream(index, &e.to_string());
+            }
+            match up.stream.peer_addr() {
+                Ok(_) => self.on_connected(index),
+                Err(e) if e.kind() == ErrorKind::NotConnected => return,
+                Err(e) => return self.close_upstream(index, &e.to_string()),
+            }
+        } else if event.is_writable() && up.sent < up.sendable() {
+            self.mark_upstream(index);
+        }
+        if event.is_readable() || event.is_read_closed() || event.is_error() {
+            self.read_upstream(index);
+        }
+    }
+
+    /// Reads until the socket has no more, so that what is cached is judged after every
+    /// invalidation that has arrived.
+    fn read_upstream(&mut self, index: u32) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let generation = self.upstreams.get(index as usize).map(|u| u.generation);
+        loop {
+            let Some(up) = self.upstreams.get_mut(index as usize) else {
+                break;
+            };
+            if Some(up.generation) != generation {
+                break;
+            }
+            match up.stream.read(&mut scratch) {
+                Ok(0) => {
+                    self.close_upstream(index, "it closed the connection");
+                    break;
+                }
+                Ok(n) => {
+                    self.now = clock::now();
+                    let is_ok = self.take_replies(index, &scratch[..n]);
+                    if !is_ok || n < scratch.len() {
+                        break;
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => {
+                    self.close_upstream(index, &e.to_string());
+                    break;
+                }
+            }
+        }
+        self.scratch = scratch;
+        if let Some(up) = self.upstreams.get_mut(index as usize) {
+            up.settle();
+        }
+    }
+
+    /// Returns false where the connection is gone.
+    fn take_replies(&mut self, index: u32, fresh: &[u8]) -> bool {
+        let up = &mut self.upstreams[index as usize];
+        let generation = up.generation;
+        let mut joined = std::mem::take(&mut up.input);
+        let mut buf = fresh;
+        if !joined.is_empty() {
+            joined.extend_from_slice(fresh);
+            buf = &joined;
+        }
+        while !buf.is_empty() {
+            let Some(up) = self
+                .upstreams
+                .get_mut(index as usize)
+                .filter(|u| u.generation == generation)
+            else {
+                return false;
+            };
+            let scan = match up.scanner.scan(buf) {
+                Ok(scan) => scan,
+                Err(e) => {
+                    self.close_upstream(index, &format!("it broke the protocol: {}", e.message()));
+                    return false;
+                }
+            };
+            if scan.consumed == 0 && !scan.complete {
+                break;
+            }
+            let (piece, rest) = buf.split_at(scan.consumed);
+            buf = rest;
+            self.take_piece(index, piece, scan.complete);
+        }
+        let rest = buf.to_vec();
+        if let Some(up) = self.upstreams.get_mut(index as usize) {
+            if up.generation == generation {
+                up.input = rest;
+                return true;
+            }
+        }
+        false
+    }
+
+    fn take_piece(&mut self, index: u32, piece: &[u8], is_complete: bool) {
+        let up = &mut self.upstreams[index as usize];
+        if is_complete && up.partial.is_empty() && up.streamed == 0 {
+            return self.take_frame(index, piece);
+        }
+        let is_start = up.partial.is_empty() && up.streamed == 0;
+        let is_push = if is_start {
+            piece[0] == b'>'
+        } else {
+            up.partial.first() == Some(&b'>')
+        };
+        let front = up.pending.front().copied();
+        if let (Some(Owner::Client(ticket)), false, true) = (
+            front.map(|p| p.owner),
+            is_push,
+            matches!(up.role, Role::Shared | Role::Pinned(_)),
+        ) {
+            up.streamed += piece.len() as u64;
+            let total = up.streamed;
+            if is_complete {
+                up.streamed = 0;
+                self.finish_streamed(index, total);
+            }
+            return self.pass_on(ticket.client, ticket.seq, piece, is_complete);
+        }
+        up.partial.extend_from_slice(piece);
+        if is_complete {
+            let frame = std::mem::take(&mut up.partial);
+            self.take_frame(index, &frame);
+        }
+    }
+
+    fn finish_streamed(&mut self, index: u32, total: u64) {
+        let up = &mut self.upstreams[index as usize];
+        let node = up.node;
+        let Some((pending, range)) = up.pop() else {
+            return;
+        };
+        let request = up.out.get(range).unwrap_or_default().to_vec();
+        self.settle_access(&pending, node, total, &request);
+        if pending.has(Pending::RELEASES) {
+            self.on_session_reply(&pending, b"");
+        }
+    }
+
+    fn pass_on(&mut self, id: ClientId, seq: u32, piece: &[u8], is_complete: bool) {
+        if let Some(client) = self.client(id) {
+            client.deliver(seq, piece, is_complete);
+            self.mark_client(id);
+        }
+    }
+
+    /// One whole reply.
+    fn take_frame(&mut self, index: u32, frame: &[u8]) {
+        let up = &mut self.upstreams[index as usize];
+        if let Role::Subscriber(id) = up.role {
+            if !matches!(up.pending.front().map(|p| p.owner), Some(Owner::Setup(_))) {
+                return self.on_message_for(id, frame);
+            }
+        }
+        if frame[0] == b'>' {
+            if up.role == Role::Tracking {
+                self.on_push(index, frame);
+            }
+            return;
+        }
+        let node = up.node;
+        let Some((pending, range)) = up.pop() else {
+            return self.close_upstream(index, "it answered what was not asked");
+        };
+        // The common case pays for no copy: the request is looked at only where that is needed.
+        let is_error = frame[0] == b'-';
+        if let (Owner::Client(ticket), false) = (pending.owner, is_error) {
+            self.settle_in_place(index, &pending, range, frame.len() as u64);
+            if let Some(client) = self.client(ticket.client) {
+                client.deliver(ticket.seq, frame, true);
+                self.mark_client(ticket.client);
+            }
+            if pending.has(Pending::RELEASES) {
+                self.on_session_reply(&pending, frame);
+            }
+            return;
+        }
+        if let Owner::Setup(step) = pending.owner {
+            return self.on_setup(index, step, frame);
+        }
+        if let Owner::Beat { is_role, is_last } = pending.owner {
+            return self.on_beat(index, &pending, is_role, is_last, frame);
+        }
+        let request = up.out.get(range).unwrap_or_default().to_vec();
+        if is_error && self.follow(&pending, &request, frame) {
+            return;
+        }
+        self.settle_access(&pending, node, frame.len() as u64, &request);
+        self.give(&pending, node, &request, frame);
+        if pending.has(Pending::RELEASES) {
+            self.on_session_reply(&pending, frame);
+        }
+    }
+
+    /// Counts an access and voids what it wrote, without copying the request.
+    fn settle_in_place(
+        &mut self,
+        index: u32,
+        pending: &Pending,
+        range: std::ops::Range<usize>,
+        bytes: u64,
+    ) {
+        const PLAIN: u8 = Pending::HAS_KEY | Pending::COUNT;
+        if pending.flags == 0 {
+            return;
+        }
+        let node = self.upstreams[index as usize].node;
+        let out = std::mem::take(&mut self.upstreams[index as usize].out);
+        let request = out.get(range).unwrap_or_default();
+        if pending.flags == PLAIN {
+            self.record(pending, node, bytes + pending.len as u64, request);
+        } else {
+            self.settle_access(pending, node, bytes, request);
+        }
+        if let Some(up) = self.upstreams.get_mut(index as usize) {
+            up.out = out;
+        }
+    }
+
+    /// What follows from the end of a request, well or badly: it is counted, and what it wrote is
+    /// voided before its reply is passed on.
+    pub(super) fn settle_access(
+        &mut self,
+        pending: &Pending,
+        node: u32,
+        bytes: u64,
+        request: &[u8],
+    ) {
+        if pending.has(Pending::WRITES_ALL) {
+            self.epochs.bump_all();
+        }
+        if !pending.has(Pending::HAS_KEY) {
+            return;
+        }
+        if pending.has(Pending::WRITE) {
+            if pending.has(Pending::MANY_KEYS) {
+                for key in super::serve::all_keys(&mut self.rescan, request) {
+                    self.epochs.bump(self.hasher.hash(&key));
+                }
+            } else {
+                self.epochs.bump(pending.key_hash);
+            }
+        }
+        if pending.has(Pending::COUNT) {
+            self.record(pending, node, bytes + pending.len as u64, request);
+        }
+    }
+
+    /// Hands a whole reply to its owner.
+    pub(super) fn give(&mut self, pending: &Pending, node: u32, request: &[u8], frame: &[u8]) {
+        match pending.owner {
+            Owner::Client(ticket) => {
+                let softened = soften(pending, frame);
+                self.pass_on(
+                    ticket.client,
+                    ticket.seq,
+                    softened.as_deref().unwrap_or(frame),
+                    true,
+                );
+            }
+            Owner::Part { job, part } => self.on_part(job, part, frame),
+            Owner::Fill(fill) => self.on_fill_value(fill, frame),
+            Owner::FillTtl(fill) => self.on_fill_ttl(fill, pending, frame),
+            Owner::FillFields(fill) => self.on_fill_fields(fill, frame),
+            Owner::Register(fill) => self.on_registered(fill, node, pending, frame),
+            Owner::Beat { .. } | Owner::Setup(_) | Owner::Nobody => {}
+        }
+        let _ = request;
+    }
+
+    fn on_setup(&mut self, index: u32, step: super::upstream::Step, frame: &[u8]) {
+        use super::upstream::Step;
+        let up = &mut self.upstreams[index as usize];
+        let is_error = frame[0] == b'-';
+        let node = up.node;
+        let is_tracking = up.role == Role::Tracking;
+        if is_error && step != Step::Name {
+            let said = String::from_utf8_lossy(frame.get(1..).unwrap_or_default());
+            let said = said.trim_end().to_owned();
+            if is_tracking && matches!(step, Step::Tracking | Step::Role | Step::Hello) {
+                self.refuse_tracking(node, &said);
+            }
+            return self.close_upstream(index, &format!("{step:?} was refused: {said}"));
+        }
+        if step == Step::Role && !is_primary(frame) {
+            self.want_look();
+            return self.close_upstream(index, "it is not a primary");
+        }
+        let is_done = !up
+            .pending
+            .front()
+            .is_some_and(|p| matches!(p.owner, Owner::Setup(_)));
+        if is_done {
+            self.on_ready(index);
+        }
+    }
+}
+
+/// Whether a reply to `ROLE` says primary.
+pub(super) fn is_primary(frame: &[u8]) -> bool {
+    match keyheat_resp::reply::parse(frame, &Limits::default()) {
+        Ok(Some((keyheat_resp::reply::Value::Array(items), _))) => {
+            matches!(items.first(), Some(keyheat_resp::reply::Value::Bulk(b)) if b == b"master")
+        }
+        _ => false,
+    }
+}
+
+/// A redirect that cannot be followed (inside a transaction) must not reach a client that
+/// believes it talks to one server.
+fn soften(pending: &Pending, frame: &[u8]) -> Option<Vec<u8>> {
+    let _ = pending;
+    if frame.starts_with(b"-MOVED ") || frame.starts_with(b"-ASK ") {
+        let mut error = Vec::new();
+        encode::error(
+            &mut error,
+            "TRYAGAIN keyheat: the slot of this key is moving to another node; try again",
+        );
+        return Some(error);
+    }
+    None
+}

@@ -1,0 +1,553 @@
+//! Requests in: reading a client, and deciding where each request goes.
+
+use std::io::{ErrorKind, Read};
+
+use keyheat_core::window::Access;
+use keyheat_resp::command::{self, Command};
+use keyheat_resp::request::{Parse, RequestParser};
+use keyheat_resp::{encode, slot};
+use mio::event::Event;
+
+use super::classify::{Class, Local, Merge};
+use super::client::{ClientId, Ticket, Transaction};
+use super::upstream::{Owner, Pending};
+use super::{Shard, BACKLOG_SOFT_BYTES, WAITING_MAX};
+use crate::clock;
+
+/// One whole request.
+#[derive(Clone, Copy)]
+pub(super) struct Request<'a> {
+    /// As RESP, ready to be sent on.
+    pub frame: &'a [u8],
+    parser: &'a RequestParser,
+}
+
+impl<'a> Request<'a> {
+    pub fn new(frame: &'a [u8], parser: &'a RequestParser) -> Self {
+        Self { frame, parser }
+    }
+
+    pub fn argc(&self) -> usize {
+        self.parser.argc()
+    }
+
+    pub fn arg(&self, i: usize) -> &'a [u8] {
+        self.parser.arg(self.frame, i)
+    }
+}
+
+/// What becomes of the request that was just looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flow {
+    /// It was taken.
+    Next,
+    /// Everything before it must be answered first; it is looked at again then.
+    Wait,
+}
+
+/// What is known about a request's keys.
+pub(super) struct Keys {
+    /// Hash of the first key.
+    pub hash: u64,
+    /// Place of the first key among the arguments; 0 if there is none.
+    pub first: usize,
+    pub count: usize,
+    /// The slot of the keys; `None` where they lie in several.
+    pub slot: Option<u16>,
+}
+
+impl Shard {
+    pub(super) fn on_client(&mut self, index: usize, event: &Event) {
+        let Some(client) = self.clients.get_mut(index) else {
+            return;
+        };
+        let id = ClientId {
+            index: index as u32,
+            generation: client.generation,
+        };
+        if event.is_writable() && client.backlog() > 0 {
+            self.mark_client(id);
+        }
+        if event.is_readable() || event.is_read_closed() || event.is_error() {
+            self.pump(id);
+            if event.is_read_closed() {
+                // The end may lie behind data that filled the buffer, or behind a hold.
+                self.on_half_closed(id);
+            }
+        }
+    }
+
+    fn on_half_closed(&mut self, id: ClientId) {
+        let Some(client) = self.client(id) else {
+            return;
+        };
+        if client.is_blocked || client.subscriber.is_some() {
+            // It waits for something that may never come, and has left.
+            self.close_client(id);
+        } else if !client.has_ended && !client.is_held {
+            self.queue_client(id);
+        }
+    }
+
+    /// Serves what a client has sent, as far as may be now.
+    pub(super) fn pump(&mut self, id: ClientId) {
+        let Some(client) = self.client(id) else {
+            return;
+        };
+        if client.is_held || client.is_closing || client.backlog() > BACKLOG_SOFT_BYTES {
+            client.has_unread = true;
+            return;
+        }
+        client.has_unread = false;
+        if client.input.is_empty() {
+            self.read_fresh(id);
+        } else {
+            self.read_more(id);
+        }
+    }
+
+    /// The usual case: nothing is left from before, so requests are served where they were read.
+    fn read_fresh(&mut self, id: ClientId) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        if let Some(n) = self.read_client(id, &mut scratch) {
+            let used = self.serve(id, &scratch[..n]);
+            let is_full = n == scratch.len();
+            if let Some(client) = self.client(id) {
+                client.input.extend_from_slice(&scratch[used..n]);
+                if is_full {
+                    self.queue_client(id);
+                }
+            }
+        }
+        self.scratch = scratch;
+    }
+
+    fn read_more(&mut self, id: ClientId) {
+        let Some(client) = self.client(id) else {
+            return;
+        };
+        // What a hold left behind comes first, and only then what is in the socket.
+        let mut input = std::mem::take(&mut client.input);
+        let used = self.serve(id, &input);
+        input.drain(..used);
+        let may_read = self.client(id).is_some_and(|c| !c.is_held && !c.has_unread);
+        if may_read {
+            let mut scratch = std::mem::take(&mut self.scratch);
+            if let Some(n) = self.read_client(id, &mut scratch) {
+                input.extend_from_slice(&scratch[..n]);
+                let used = self.serve(id, &input);
+                input.drain(..used);
+                if n == scratch.len() {
+                    self.queue_client(id);
+                }
+            }
+            self.scratch = scratch;
+        }
+        if let Some(client) = self.client(id) {
+            if input.is_empty() && input.capacity() > 16 * 1024 {
+                input = Vec::new();
+            }
+            client.input = input;
+        }
+    }
+
+    fn read_client(&mut self, id: ClientId, buf: &mut [u8]) -> Option<usize> {
+        let client = self.client(id)?;
+        match client.stream.read(buf) {
+            Ok(0) => {
+                client.has_ended = true;
+                self.mark_client(id);
+                None
+            }
+            Ok(n) => {
+                // Local answers are judged at this instant: every request just read was sent
+                // before it, so a proof that holds now holds for all of them.
+                self.now = clock::now();
+                Some(n)
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => None,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {
+                self.queue_client(id);
+                None
+            }
+            Err(_) => {
+                self.close_client(id);
+                None
+            }
+        }
+    }
+
+    /// Serves the requests in `buf`; returns how many bytes of it are done with.
+    fn serve(&mut self, id: ClientId, buf: &[u8]) -> usize {
+        let Some(client) = self.client(id) else {
+            return 0;
+        };
+        let limits = keyheat_resp::Limits::default();
+        let mut parser = std::mem::replace(&mut client.parser, RequestParser::new(limits));
+        let mut pos = 0;
+        while pos < buf.len() {
+            let Some(client) = self.client(id) else {
+                break;
+            };
+            if client.is_closing {
+                pos = buf.len();
+                break;
+            }
+            if client.backlog() > BACKLOG_SOFT_BYTES || client.waiting() > WAITING_MAX {
+                client.has_unread = true;
+                client.is_held |= client.waiting() > WAITING_MAX;
+                self.mark_client(id);
+                break;
+            }
+            match parser.parse(&buf[pos..]) {
+                Ok(Parse::Complete { len }) => {
+                    let frame = parser.frame(&buf[pos..]);
+                    if parser.argc() > 0 {
+                        let request = Request::new(frame, &parser);
+                        self.stats.requests.add(1);
+                        if self.dispatch(id, &request) == Flow::Wait {
+                            self.hold(id);
+                            break;
+                        }
+                    }
+                    pos += len;
+                }
+                Ok(Parse::Incomplete { .. }) => break,
+                Err(e) => {
+                    self.stats.protocol_errors.add(1);
+                    if let Some(client) = self.client(id) {
+                        let message = e.message();
+                        client.reply(|out| encode::error(out, &message));
+                        client.is_closing = true;
+                    }
+                    self.mark_client(id);
+                    pos = buf.len();
+                    break;
+                }
+            }
+        }
+        if let Some(client) = self.client(id) {
+            client.parser = parser;
+            if !client.out.is_empty() {
+                self.mark_client(id);
+            }
+        }
+        pos
+    }
+
+    /// Leaves the rest of a client's requests until everything before them is answered.
+    fn hold(&mut self, id: ClientId) {
+        if let Some(client) = self.client(id) {
+            client.is_held = true;
+            client.has_unread = true;
+        }
+        self.mark_client(id);
+    }
+
+    /// Answers a request with an error.
+    pub(super) fn refuse(&mut self, id: ClientId, message: &str) -> Flow {
+        if let Some(client) = self.client(id) {
+            client.is_aborted |= client.transaction != Transaction::None;
+            client.reply(|out| encode::error(out, message));
+        }
+        Flow::Next
+    }
+
+    fn dispatch(&mut self, id: ClientId, request: &Request<'_>) -> Flow {
+        let name = request.arg(0);
+        let command = command::lookup(name);
+        let class = match command {
+            Some(c) => self.classes.get(c, request.arg(1)),
+            None => Class::AnyNode,
+        };
+        let Some(client) = self.clients.get(id.index as usize) else {
+            return Flow::Next;
+        };
+        if !client.is_authenticated
+            && !matches!(
+                class,
+                Class::Local(Local::Auth | Local::Hello | Local::Quit | Local::Reset)
+            )
+        {
+            return self.refuse(id, "NOAUTH Authentication required.");
+        }
+        if let Some(c) = command {
+            let sub = c.sub(request.arg(1)).unwrap_or(c);
+            if !c.arity_ok(request.argc()) || !sub.arity_ok(request.argc()) {
+                let name = if c.arity_ok(request.argc()) {
+                    sub.name
+                } else {
+                    c.name
+                };
+                let text = format!("ERR wrong number of arguments for '{name}' command");
+                return self.refuse(id, &text);
+            }
+        }
+        let is_plain = client.transaction == Transaction::None && client.subscriptions == 0;
+        if !is_plain {
+            if let Some(flow) = self.in_session(id, request, command, class) {
+                return flow;
+            }
+        }
+        match class {
+            Class::Keyed | Class::Split(_) => self.keyed(id, request, command, class),
+            Class::AnyNode => self.any_node(id, request, command),
+            Class::OneServerOnly => self.one_server(id, request, command),
+            Class::AllNodes(merge) => self.all_nodes(id, request, command, merge),
+            Class::Scan => self.scan(id, request),
+            Class::Local(local) => self.local(id, request, local),
+            Class::Session(session) => self.session(id, request, session),
+            Class::Blocking => self.blocking(id, request, command),
+            Class::Subscribe => self.subscribe(id, request),
+            Class::Refused(why) => {
+                self.stats.refused.add(1);
+                let name = String::from_utf8_lossy(name).to_lowercase();
+                self.refuse(id, &format!("ERR keyheat: '{name}' {why}"))
+            }
+            Class::Cut => {
+                self.stats.protocol_errors.add(1);
+                if let Some(client) = self.client(id) {
+                    client.is_closing = true;
+                }
+                self.mark_client(id);
+                Flow::Next
+            }
+        }
+    }
+
+    /// Finds the keys of a request.
+    pub(super) fn keys_of(
+        &self,
+        request: &Request<'_>,
+        command: &'static Command,
+    ) -> Result<Keys, &'static str> {
+        let spec = command.sub(request.arg(1)).unwrap_or(command);
+        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let mut keys = Keys {
+            hash: 0,
+            first: 0,
+            count: 0,
+            slot: None,
+        };
+        let mut is_apart = false;
+        let found = spec.for_each_key(
+            request.argc(),
+            |i| request.arg(i),
+            |i| {
+                if keys.count == 0 {
+                    keys.first = i;
+                    keys.hash = self.hasher.hash(request.arg(i));
+                }
+                if is_cluster {
+                    let slot = slot::slot(request.arg(i));
+                    is_apart |= keys.slot.is_some_and(|s| s != slot);
+                    keys.slot = Some(slot);
+                }
+                keys.count += 1;
+            },
+        );
+        if found.is_err() {
+            // The server has the better words for what is wrong with the arguments.
+            return Ok(Keys {
+                hash: 0,
+                first: 0,
+                count: 0,
+                slot: None,
+            });
+        }
+        if is_apart {
+            keys.slot = None;
+        } else if !is_cluster {
+            keys.slot = Some(0);
+        }
+        Ok(keys)
+    }
+
+    fn keyed(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        command: Option<&'static Command>,
+        class: Class,
+    ) -> Flow {
+        let Some(command) = command else {
+            return self.any_node(id, request, None);
+        };
+        let keys = match self.keys_of(request, command) {
+            Ok(keys) => keys,
+            Err(text) => return self.refuse(id, text),
+        };
+        if keys.count == 0 {
+            return self.any_node(id, request, Some(command));
+        }
+        let Some(slot) = keys.slot else {
+            return match class {
+                Class::Split(merge) => self.split(id, request, command, merge),
+                _ => self.refuse(id, "CROSSSLOT Keys in request don't hash to the same slot"),
+            };
+        };
+        let node = match self.owner(slot) {
+            Ok(node) => node,
+            Err(text) => return self.refuse_upstream(id, &text),
+        };
+        let is_write = writes(command);
+        if keys.count == 1 && !is_write && self.hot.caches(keys.hash) {
+            if let Some(flow) = self.read_locally(id, request, command, &keys, node) {
+                return flow;
+            }
+        }
+        let mut flags = Pending::HAS_KEY | Pending::COUNT;
+        if keys.count > 1 {
+            flags |= Pending::MANY_KEYS;
+        }
+        if is_write {
+            flags |= Pending::WRITE;
+            self.void_keys(request, command, &keys);
+        }
+        self.send_for(id, request.frame, node, keys.hash, flags)
+    }
+
+    /// Voids what is cached of the keys of a write, in all shards.
+    pub(super) fn void_keys(&mut self, request: &Request<'_>, command: &'static Command, keys: &Keys) {
+        if keys.count <= 1 {
+            self.epochs.bump(keys.hash);
+            return;
+        }
+        let spec = command.sub(request.arg(1)).unwrap_or(command);
+        let (hasher, epochs) = (&self.hasher, &self.epochs);
+        let _ = spec.for_each_key(
+            request.argc(),
+            |i| request.arg(i),
+            |i| epochs.bump(hasher.hash(request.arg(i))),
+        );
+    }
+
+    /// Sends a request of a client on the shared connection to `node`.
+    pub(super) fn send_for(
+        &mut self,
+        id: ClientId,
+        frame: &[u8],
+        node: u32,
+        key_hash: u64,
+        flags: u8,
+    ) -> Flow {
+        let Some(client) = self.client(id) else {
+            return Flow::Next;
+        };
+        let (protocol, db) = (client.protocol, client.db);
+        let index = match self.shared(node, protocol, db) {
+            Ok(index) => index,
+            Err(text) => return self.refuse_upstream(id, &text),
+        };
+        let now = self.now;
+        let Some(client) = self.client(id) else {
+            return Flow::Next;
+        };
+        let seq = client.open_slot();
+        let mut pending = Pending::new(Owner::Client(Ticket { client: id, seq }), frame.len(), now);
+        pending.key_hash = key_hash;
+        pending.flags = flags;
+        self.upstreams[index as usize].send(frame, pending);
+        self.stats.forwarded.add(1);
+        self.mark_upstream(index);
+        Flow::Next
+    }
+
+    pub(super) fn refuse_upstream(&mut self, id: ClientId, text: &str) -> Flow {
+        self.stats.upstream_errors.add(1);
+        self.refuse(id, text)
+    }
+
+    /// A request without a key, or of an unknown command: some node answers, and what it says
+    /// (an error, `MOVED`) is dealt with as usual.
+    fn any_node(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        command: Option<&'static Command>,
+    ) -> Flow {
+        let node = match self.some_node(id) {
+            Ok(node) => node,
+            Err(text) => return self.refuse_upstream(id, &text),
+        };
+        let mut flags = 0;
+        if command.is_none_or(writes) {
+            flags |= Pending::WRITES_ALL;
+        }
+        self.send_for(id, request.frame, node, 0, flags)
+    }
+
+    fn one_server(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        command: Option<&'static Command>,
+    ) -> Flow {
+        let nodes = self.topology.as_ref().map_or(0, |t| t.primaries.len());
+        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        if is_cluster {
+            self.stats.refused.add(1);
+            let name = String::from_utf8_lossy(request.arg(0)).to_lowercase();
+            let text = format!(
+                "ERR keyheat: '{name}' is about one server, and behind this address there are \
+                 {nodes}; connect to the node you mean"
+            );
+            return self.refuse(id, &text);
+        }
+        self.any_node(id, request, command)
+    }
+
+    pub(super) fn record(&mut self, pending: &Pending, node: u32, bytes: u64, request: &[u8]) {
+        let access = if pending.has(Pending::WRITE) {
+            Access::Write
+        } else {
+            Access::Read
+        };
+        if !pending.has(Pending::MANY_KEYS) {
+            let mut rescan = std::mem::replace(
+                &mut self.rescan,
+                RequestParser::new(keyheat_resp::Limits::default()),
+            );
+            self.count(pending.key_hash, node, access, bytes, || {
+                first_key(&mut rescan, request)
+            });
+            self.rescan = rescan;
+            return;
+        }
+        for key in all_keys(&mut self.rescan, request) {
+            let hash = self.hasher.hash(&key);
+            self.count(hash, node, access, bytes, || Some(key));
+        }
+    }
+}
+
+/// Whether a command writes, or may: scripts and functions say only at run time.
+pub(super) fn writes(command: &'static Command) -> bool {
+    command.is_write() || matches!(command.name, "eval" | "evalsha" | "fcall" | "publish")
+}
+
+fn first_key(parser: &mut RequestParser, frame: &[u8]) -> Option<Vec<u8>> {
+    all_keys(parser, frame).into_iter().next()
+}
+
+/// The keys of a request that was sent.
+pub(super) fn all_keys(parser: &mut RequestParser, frame: &[u8]) -> Vec<Vec<u8>> {
+    let mut keys = Vec::new();
+    let Ok(Parse::Complete { .. }) = parser.parse(frame) else {
+        *parser = RequestParser::new(keyheat_resp::Limits::default());
+        return keys;
+    };
+    let arg = |i| parser.arg(frame, i);
+    if let Some(command) = command::lookup(arg(0)) {
+        let spec = command.sub(arg(1)).unwrap_or(command);
+        let _ = spec.for_each_key(parser.argc(), arg, |i| keys.push(arg(i).to_vec()));
+    }
+    keys
+}
+
+impl Merge {
+    /// Whether parts hold one element per key.
+    pub fn is_per_key(self) -> bool {
+        self == Merge::Elements
+    }
+}

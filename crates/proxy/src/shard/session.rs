@@ -1,0 +1,545 @@
+//! Transactions, blocking commands and subscriptions: what needs an upstream connection of its own.
+//!
+//! A connection is pinned to a client from the command that needs it to the reply that ends the
+//! need (EXEC, the answer of BLPOP), and then goes to a small pool. Requests of one client that go
+//! over two connections would overtake each other, so a change from one to the other waits until
+//! everything before it is answered.
+//!
+//! In a Cluster the node of a transaction is that of its first key: `MULTI` is answered here and
+//! sent when that key is seen.
+//!
+//! Subscriptions have a connection of their own too, which nothing else uses; what comes on it is
+//! passed on between replies.
+
+use keyheat_resp::command::Command;
+use keyheat_resp::reply::{parse, Value};
+use keyheat_resp::{encode, Limits, Protocol};
+
+use super::classify::{Class, Local, Session};
+use super::client::{ClientId, Ticket, Transaction};
+use super::serve::{writes, Flow, Request};
+use super::upstream::{Owner, Pending, Role};
+use super::Shard;
+
+const LOST_SESSION: &str = "ERR keyheat: this cannot be part of a transaction";
+
+impl Shard {
+    /// A request of a client inside `MULTI` or with subscriptions. `None`: nothing special.
+    pub(super) fn in_session(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        command: Option<&'static Command>,
+        class: Class,
+    ) -> Option<Flow> {
+        let client = self.clients.get(id.index as usize)?;
+        if client.transaction == Transaction::None {
+            let is_free = client.protocol == Protocol::Resp3
+                || matches!(
+                    class,
+                    Class::Subscribe | Class::Local(Local::Ping | Local::Quit | Local::Reset)
+                );
+            if is_free {
+                return None;
+            }
+            let text = format!(
+                "ERR Can't execute '{}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / \
+                 RESET are allowed in this context",
+                String::from_utf8_lossy(request.arg(0)).to_lowercase()
+            );
+            return Some(self.refuse(id, &text));
+        }
+        match class {
+            Class::Session(Session::Multi) => {
+                Some(self.refuse_mildly(id, "ERR MULTI calls can not be nested"))
+            }
+            Class::Session(Session::Watch) => {
+                Some(self.refuse_mildly(id, "ERR WATCH inside MULTI is not allowed"))
+            }
+            Class::Session(_) | Class::Local(Local::Quit | Local::Reset) => None,
+            Class::Local(Local::Ping | Local::Echo)
+            | Class::Keyed
+            | Class::Split(_)
+            | Class::Blocking
+            | Class::AnyNode
+            | Class::OneServerOnly => Some(self.queue_command(id, request, command)),
+            Class::AllNodes(_) | Class::Scan => {
+                let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+                if is_cluster {
+                    return Some(self.refuse(id, LOST_SESSION));
+                }
+                Some(self.queue_command(id, request, command))
+            }
+            _ => Some(self.refuse(id, LOST_SESSION)),
+        }
+    }
+
+    /// An error that does not spoil the transaction, as the server has it.
+    fn refuse_mildly(&mut self, id: ClientId, text: &str) -> Flow {
+        if let Some(client) = self.client(id) {
+            client.reply(|out| encode::error(out, text));
+        }
+        Flow::Next
+    }
+
+    pub(super) fn session(&mut self, id: ClientId, request: &Request<'_>, what: Session) -> Flow {
+        let Some(client) = self.client(id) else {
+            return Flow::Next;
+        };
+        let is_open = client.transaction != Transaction::None;
+        match what {
+            Session::Exec | Session::Discard if !is_open => {
+                let name = if what == Session::Exec {
+                    "EXEC"
+                } else {
+                    "DISCARD"
+                };
+                self.refuse(id, &format!("ERR {name} without MULTI"))
+            }
+            Session::Unwatch if is_open => self.queue_command(id, request, None),
+            Session::Unwatch if !client.is_watching => {
+                client.reply(|out| encode::simple(out, "OK"));
+                Flow::Next
+            }
+            // Everything before it must be answered, or it could be overtaken.
+            _ if !client.is_clear() && !is_open => Flow::Wait,
+            Session::Multi => self.multi(id),
+            Session::Watch => self.watch(id, request),
+            Session::Unwatch => {
+                client.is_watching = false;
+                self.on_pinned(id, request.frame, Pending::RELEASES)
+            }
+            Session::Exec => self.exec(id, request),
+            Session::Discard => self.discard(id, request),
+        }
+    }
+
+    fn multi(&mut self, id: ClientId) -> Flow {
+        if let Some(client) = self.client(id) {
+            client.transaction = Transaction::Pending;
+            client.is_aborted = false;
+            client.written_keys.clear();
+            client.reply(|out| encode::simple(out, "OK"));
+        }
+        Flow::Next
+    }
+
+    fn watch(&mut self, id: ClientId, request: &Request<'_>) -> Flow {
+        let Some(command) = keyheat_resp::command::lookup(b"watch") else {
+            return Flow::Next;
+        };
+        let keys = match self.keys_of(request, command) {
+            Ok(keys) => keys,
+            Err(text) => return self.refuse(id, text),
+        };
+        let Some(slot) = keys.slot else {
+            let text = "CROSSSLOT Keys in request don't hash to the same slot";
+            return self.refuse(id, text);
+        };
+        let node = match self.owner(slot) {
+            Ok(node) => node,
+            Err(text) => return self.refuse_upstream(id, &text),
+        };
+        if let Err(text) = self.pin(id, node) {
+            return self.refuse_upstream(id, &text);
+        }
+        if let Some(client) = self.client(id) {
+            client.is_watching = true;
+        }
+        let flow = self.on_pinned(id, request.frame, 0);
+        // The reads that follow must not run before the watch does.
+        if let Some(client) = self.client(id) {
+            client.is_held = true;
+        }
+        flow
+    }
+
+    /// Sends a command of an open transaction to its node, which is chosen by the first key.
+    fn queue_command(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        command: Option<&'static Command>,
+    ) -> Flow {
+        let mut wanted = None;
+        if let Some(command) = command {
+            match self.keys_of(request, command) {
+                Ok(keys) if keys.count > 0 => match keys.slot.map(|s| self.owner(s)) {
+                    None => {
+                        let text = "CROSSSLOT Keys in request don't hash to the same slot";
+                        return self.refuse(id, text);
+                    }
+                    Some(Err(text)) => return self.refuse_upstream(id, &text),
+                    Some(Ok(node)) => wanted = Some(node),
+                },
+                _ => {}
+            }
+            if writes(command) {
+                self.remember_writes(id, request, command);
+            }
+        }
+        let node = match wanted {
+            Some(node) => node,
+            None => match self.pinned_node(id).map_or_else(|| self.some_node(id), Ok) {
+                Ok(node) => node,
+                Err(text) => return self.refuse_upstream(id, &text),
+            },
+        };
+        if self.pinned_node(id).is_some_and(|n| n != node) {
+            let text = "CROSSSLOT keyheat: the keys of this transaction lie on several nodes";
+            return self.refuse(id, text);
+        }
+        if let Err(text) = self.pin(id, node) {
+            return self.refuse_upstream(id, &text);
+        }
+        let is_first = self
+            .client(id)
+            .is_some_and(|c| c.transaction == Transaction::Pending);
+        if is_first {
+            self.open_transaction(id);
+        }
+        self.on_pinned(id, request.frame, 0)
+    }
+
+    fn open_transaction(&mut self, id: ClientId) {
+        let Some(client) = self.client(id) else {
+            return;
+        };
+        client.transaction = Transaction::Open;
+        let Some(index) = client.pinned else {
+            return;
+        };
+        let up = &mut self.upstreams[index as usize];
+        let start = up.out.len();
+        encode::command(&mut up.out, &[b"MULTI"]);
+        let len = up.out.len() - start;
+        up.pending
+            .push_back(Pending::new(Owner::Nobody, len, self.now));
+    }
+
+    fn remember_writes(&mut self, id: ClientId, request: &Request<'_>, command: &'static Command) {
+        let spec = command.sub(request.arg(1)).unwrap_or(command);
+        let mut hashes = Vec::new();
+        let _ = spec.for_each_key(
+            request.argc(),
+            |i| request.arg(i),
+            |i| hashes.push(self.hasher.hash(request.arg(i))),
+        );
+        if let Some(client) = self.client(id) {
+            client.written_keys.append(&mut hashes);
+        }
+    }
+
+    fn exec(&mut self, id: ClientId, request: &Request<'_>) -> Flow {
+        let Some(client) = self.client(id) else {
+            return Flow::Next;
+        };
+        let (is_aborted, stage) = (client.is_aborted, client.transaction);
+        if is_aborted {
+            let text = "EXECABORT Transaction discarded because of previous errors.";
+            return self.drop_transaction(id, |out| encode::error(out, text));
+        }
+        if stage == Transaction::Pending && client.pinned.is_none() {
+            client.transaction = Transaction::None;
+            client.reply(|out| encode::array_header(out, 0));
+            return Flow::Next;
+        }
+        if stage == Transaction::Pending {
+            // Only watched: the server must say whether the watched keys have changed.
+            self.open_transaction(id);
+        }
+        for hash in self.client(id).map_or_else(Vec::new, |c| c.written_keys.clone()) {
+            self.epochs.bump(hash);
+        }
+        self.on_pinned(id, request.frame, Pending::RELEASES)
+    }
+
+    fn discard(&mut self, id: ClientId, request: &Request<'_>) -> Flow {
+        let Some(client) = self.client(id) else {
+            return Flow::Next;
+        };
+        if client.transaction == Transaction::Pending {
+            return self.drop_transaction(id, |out| encode::simple(out, "OK"));
+        }
+        client.written_keys.clear();
+        self.on_pinned(id, request.frame, Pending::RELEASES)
+    }
+
+    /// Ends a transaction that is not to run, with an answer of our own.
+    fn drop_transaction(&mut self, id: ClientId, write: impl FnOnce(&mut Vec<u8>)) -> Flow {
+        let Some(client) = self.client(id) else {
+            return Flow::Next;
+        };
+        client.reply(write);
+        client.transaction = Transaction::None;
+        client.is_watching = false;
+        client.is_aborted = false;
+        client.written_keys.clear();
+        if let Some(index) = client.pinned.take() {
+            // With a transaction open or keys watched, closing is the surest way to forget both.
+            self.unpin_and_close(index, "its transaction was dropped");
+        }
+        Flow::Next
+    }
+
+    fn unpin_and_close(&mut self, index: u32, why: &str) {
+        if let Some(up) = self.upstreams.get_mut(index as usize) {
+            up.role = Role::Pinned(None);
+        }
+        self.close_upstream(index, why);
+    }
+
+    pub(super) fn blocking(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        command: Option<&'static Command>,
+    ) -> Flow {
+        let Some(command) = command else {
+            return Flow::Next;
+        };
+        if self.client(id).is_some_and(|c| !c.is_clear()) {
+            return Flow::Wait;
+        }
+        let keys = match self.keys_of(request, command) {
+            Ok(keys) => keys,
+            Err(text) => return self.refuse(id, text),
+        };
+        let node = match (keys.count, keys.slot) {
+            (0, _) => self.some_node(id),
+            (_, None) => {
+                let text = "CROSSSLOT Keys in request don't hash to the same slot";
+                return self.refuse(id, text);
+            }
+            (_, Some(slot)) => self.owner(slot),
+        };
+        let pinned = node.and_then(|node| self.pin(id, node));
+        if let Err(text) = pinned {
+            return self.refuse_upstream(id, &text);
+        }
+        if writes(command) {
+            self.remember_writes(id, request, command);
+            self.void_keys(request, command, &keys);
+        }
+        if let Some(client) = self.client(id) {
+            client.is_blocked = true;
+        }
+        self.on_pinned(id, request.frame, Pending::RELEASES)
+    }
+
+    fn pinned_node(&self, id: ClientId) -> Option<u32> {
+        let index = self.clients.get(id.index as usize)?.pinned?;
+        self.upstreams.get(index as usize).map(|u| u.node)
+    }
+
+    fn pin(&mut self, id: ClientId, node: u32) -> Result<(), String> {
+        match self.pinned_node(id) {
+            Some(n) if n == node => return Ok(()),
+            Some(_) => {
+                return Err(
+                    "CROSSSLOT keyheat: the watched keys lie on another node than this key".into(),
+                )
+            }
+            None => {}
+        }
+        let Some(client) = self.client(id) else {
+            return Ok(());
+        };
+        let (protocol, db) = (client.protocol, client.db);
+        let index = self.pinned(node, id, protocol, db)?;
+        if let Some(client) = self.client(id) {
+            client.pinned = Some(index);
+        }
+        Ok(())
+    }
+
+    /// Sends a request on the client's own connection.
+    fn on_pinned(&mut self, id: ClientId, frame: &[u8], flags: u8) -> Flow {
+        let now = self.now;
+        let Some(client) = self.client(id) else {
+            return Flow::Next;
+        };
+        let Some(index) = client.pinned else {
+            return self.refuse(id, "ERR keyheat: the connection of this session was lost");
+        };
+        if flags & Pending::RELEASES != 0 {
+            client.releases_pinned = true;
+            client.is_held = true;
+        }
+        let seq = client.open_slot();
+        let owner = Owner::Client(Ticket { client: id, seq });
+        let mut pending = Pending::new(owner, frame.len(), now);
+        pending.flags = flags;
+        self.upstreams[index as usize].send(frame, pending);
+        self.stats.forwarded.add(1);
+        self.mark_upstream(index);
+        Flow::Next
+    }
+
+    /// The reply that ends a client's need for a connection of its own has come.
+    pub(super) fn on_session_reply(&mut self, pending: &Pending, reply: &[u8]) {
+        let Owner::Client(ticket) = pending.owner else {
+            return;
+        };
+        let id = ticket.client;
+        let Some(client) = self.client(id) else {
+            return;
+        };
+        client.releases_pinned = false;
+        client.is_blocked = false;
+        client.transaction = Transaction::None;
+        client.is_watching = false;
+        client.is_aborted = false;
+        let written = std::mem::take(&mut client.written_keys);
+        let pinned = client.pinned.take();
+        let selected = client.wanted_db.take().filter(|_| reply == b"+OK\r\n");
+        client.db = selected.unwrap_or(client.db);
+        for hash in written {
+            self.epochs.bump(hash);
+        }
+        if let Some(index) = pinned {
+            if let Some(up) = self.upstreams.get_mut(index as usize) {
+                up.db = selected.unwrap_or(up.db);
+                self.release(index);
+            }
+        }
+        self.mark_client(id);
+    }
+
+    /// The upstream connection of a session is gone, and with it what the server knew of it. The
+    /// client is cut, as it would be by the server itself; it must not go on as if `MULTI` or its
+    /// subscriptions still stood.
+    pub(super) fn cut_session(&mut self, id: ClientId) {
+        if let Some(client) = self.client(id) {
+            client.pinned = None;
+            client.subscriber = None;
+            client.is_closing = true;
+            for hash in std::mem::take(&mut client.written_keys) {
+                self.epochs.bump(hash);
+            }
+            self.mark_client(id);
+        }
+    }
+
+    /// Forgets transaction and subscriptions (RESET).
+    pub(super) fn end_session(&mut self, id: ClientId) {
+        let Some(client) = self.client(id) else {
+            return;
+        };
+        client.is_watching = false;
+        client.is_aborted = false;
+        client.subscriptions = 0;
+        client.written_keys.clear();
+        let indexes = [client.pinned.take(), client.subscriber.take()];
+        for index in indexes.into_iter().flatten() {
+            self.unpin_and_close(index, "its client was reset");
+        }
+    }
+
+    pub(super) fn subscribe(&mut self, id: ClientId, request: &Request<'_>) -> Flow {
+        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let name = request.arg(0).to_ascii_lowercase();
+        if is_cluster && matches!(name.as_slice(), b"ssubscribe" | b"sunsubscribe") {
+            self.stats.refused.add(1);
+            let text = "ERR keyheat: shard channels are not supported before a Cluster yet";
+            return self.refuse(id, text);
+        }
+        let Some(client) = self.client(id) else {
+            return Flow::Next;
+        };
+        if !client.is_clear() {
+            return Flow::Wait;
+        }
+        let protocol = client.protocol;
+        let index = match client.subscriber {
+            Some(index) => index,
+            None => {
+                let opened = self
+                    .some_node(id)
+                    .and_then(|node| self.open(node, Role::Subscriber(id), protocol, 0));
+                match opened {
+                    Ok(index) => index,
+                    Err(text) => return self.refuse_upstream(id, &text),
+                }
+            }
+        };
+        if let Some(client) = self.client(id) {
+            client.subscriber = Some(index);
+            // Known at once, so that a RESP2 client is held to what it may say from here on.
+            client.subscriptions = client.subscriptions.max(1);
+        }
+        let up = &mut self.upstreams[index as usize];
+        up.out.extend_from_slice(request.frame);
+        let len = request.frame.len();
+        // What comes back answers no slot; the bytes are forgotten with the next settling.
+        up.pending
+            .push_back(Pending::new(Owner::Nobody, len, self.now));
+        self.mark_upstream(index);
+        Flow::Next
+    }
+
+    /// Something came on the connection of a client's subscriptions.
+    pub(super) fn on_message_for(&mut self, id: ClientId, frame: &[u8]) {
+        if let Some((is_confirmation, left)) = confirmation(frame) {
+            if is_confirmation {
+                if let Some(client) = self.client(id) {
+                    client.subscriptions = left;
+                }
+            }
+        }
+        if let Some(client) = self.client(id) {
+            client.push(frame);
+        }
+        self.mark_client(id);
+        self.forget_sent(id);
+    }
+
+    /// Subscription commands have no reply of their own to be forgotten with.
+    fn forget_sent(&mut self, id: ClientId) {
+        let Some(index) = self.client(id).and_then(|c| c.subscriber) else {
+            return;
+        };
+        if let Some(up) = self.upstreams.get_mut(index as usize) {
+            while let Some(pending) = up.pending.front() {
+                if up.acked + pending.len > up.sent {
+                    break;
+                }
+                up.acked += pending.len;
+                up.pending.pop_front();
+            }
+        }
+    }
+
+    /// Asks the server, on a connection of its own, whether there is such a database: only then
+    /// is the client in it.
+    pub(super) fn try_select(&mut self, id: ClientId, request: &Request<'_>, db: u32) -> Flow {
+        let pinned = self.some_node(id).and_then(|node| self.pin(id, node));
+        if let Err(text) = pinned {
+            return self.refuse_upstream(id, &text);
+        }
+        if let Some(client) = self.client(id) {
+            client.wanted_db = Some(db);
+        }
+        self.on_pinned(id, request.frame, Pending::RELEASES)
+    }
+}
+
+/// For `subscribe` and the like: how many subscriptions are left.
+fn confirmation(frame: &[u8]) -> Option<(bool, i64)> {
+    // Messages are the many; they are told by their first word, without being taken apart.
+    let head = frame.get(..32.min(frame.len()))?;
+    let is_message = head.windows(8).any(|w| w == b"message\r");
+    if is_message {
+        return None;
+    }
+    let Ok(Some((Value::Array(items) | Value::Push(items), _))) = parse(frame, &Limits::default())
+    else {
+        return None;
+    };
+    match (items.first(), items.get(2)) {
+        (Some(Value::Bulk(kind)), Some(Value::Int(left))) => {
+            Some((kind.ends_with(b"subscribe"), *left))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,222 @@
+//! A connection to an upstream node, and what was asked on it.
+//!
+//! Requests of many clients share a connection; the server answers in order, so the oldest
+//! pending request owns the next reply. The bytes of a request stay in `out` until its reply has
+//! come: a request that is answered `MOVED` is sent again from there, without a copy having been
+//! made of each request just in case.
+
+use std::collections::VecDeque;
+
+use keyheat_core::Nanos;
+use keyheat_resp::reply::ReplyScanner;
+use keyheat_resp::Protocol;
+use mio::net::TcpStream;
+
+use super::client::{ClientId, Ticket};
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Requests of all clients of the shard.
+    Shared,
+    /// Registrations and heartbeats of the local cache.
+    Tracking,
+    /// Requests of one client, or idle in the pool.
+    Pinned(Option<ClientId>),
+    /// Subscriptions of one client.
+    Subscriber(ClientId),
+}
+
+/// How far a connection has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The TCP connection is not there yet.
+    Connecting,
+    /// HELLO, AUTH, SELECT and the like are not answered yet; requests wait behind them.
+    Setup,
+    /// In use.
+    Ready,
+}
+
+/// Who gets a reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// A client, as it is.
+    Client(Ticket),
+    /// A request that was split over nodes.
+    Part { job: u32, part: u32 },
+    /// The value that a fill reads.
+    Fill(u64),
+    /// The time to live of the key that a fill reads.
+    FillTtl(u64),
+    /// The times to live of the hash fields that a fill reads.
+    FillFields(u64),
+    /// The registration of the key of a fill.
+    Register(u64),
+    /// One request of a heartbeat; `last` closes it.
+    Beat { is_role: bool, is_last: bool },
+    /// A step of the connection's own set-up.
+    Setup(Step),
+    /// Nobody.
+    Nobody,
+}
+
+/// A step of a connection's set-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    Auth,
+    Hello,
+    Select,
+    Name,
+    Tracking,
+    Role,
+}
+
+/// What is known of a pending request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pending {
+    pub owner: Owner,
+    /// Bytes of the request in `out`.
+    pub len: usize,
+    /// Hash of its first key; meaningless without `HAS_KEY`.
+    pub key_hash: u64,
+    pub sent_at: Nanos,
+    pub flags: u8,
+    pub redirects: u8,
+}
+
+impl Pending {
+    /// It writes.
+    pub const WRITE: u8 = 1;
+    /// It is counted when it ends.
+    pub const COUNT: u8 = 2;
+    /// It has several keys; they are read again from the request.
+    pub const MANY_KEYS: u8 = 4;
+    /// It has a key, hashed in `key_hash`.
+    pub const HAS_KEY: u8 = 8;
+    /// It may write keys that it does not name (FLUSHALL, scripts without keys).
+    pub const WRITES_ALL: u8 = 16;
+    /// Its reply ends the pinning of the client's connection.
+    pub const RELEASES: u8 = 32;
+    /// It was sent behind ASKING.
+    pub const ASKED: u8 = 64;
+
+    pub fn new(owner: Owner, len: usize, now: Nanos) -> Self {
+        Self {
+            owner,
+            len,
+            key_hash: 0,
+            sent_at: now,
+            flags: 0,
+            redirects: 0,
+        }
+    }
+
+    pub fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// A connection to an upstream node.
+pub(super) struct Upstream {
+    pub stream: TcpStream,
+    pub generation: u32,
+    pub node: u32,
+    pub role: Role,
+    pub protocol: Protocol,
+    pub db: u32,
+    pub stage: Stage,
+    /// Requests: `[answered.., sent.., unsent..]`; the answered ones are forgotten now and then.
+    pub out: Vec<u8>,
+    pub acked: usize,
+    pub sent: usize,
+    /// While setting up, only so much of `out` may be sent.
+    pub setup_end: usize,
+    pub pending: VecDeque<Pending>,
+    /// Bytes of a header line that is not complete.
+    pub input: Vec<u8>,
+    pub scanner: ReplyScanner,
+    /// The current reply so far, where its owner needs it whole.
+    pub partial: Vec<u8>,
+    /// Bytes of the current reply that were passed on.
+    pub streamed: u64,
+    pub is_dirty: bool,
+    pub opened_at: Nanos,
+    /// A beat is under way and every reply of it was good so far.
+    pub is_beat_good: bool,
+    pub beats_in_flight: u32,
+}
+
+impl Upstream {
+    pub fn new(stream: TcpStream, generation: u32, node: u32, role: Role, now: Nanos) -> Self {
+        Self {
+            stream,
+            generation,
+            node,
+            role,
+            protocol: Protocol::Resp2,
+            db: 0,
+            stage: Stage::Connecting,
+            out: Vec::new(),
+            acked: 0,
+            sent: 0,
+            setup_end: 0,
+            pending: VecDeque::new(),
+            input: Vec::new(),
+            scanner: ReplyScanner::new(keyheat_resp::Limits::default()),
+            partial: Vec::new(),
+            streamed: 0,
+            is_dirty: false,
+            opened_at: now,
+            is_beat_good: false,
+            beats_in_flight: 0,
+        }
+    }
+
+    /// Puts a request behind the others.
+    pub fn send(&mut self, frame: &[u8], pending: Pending) {
+        self.out.extend_from_slice(frame);
+        self.pending.push_back(pending);
+    }
+
+    /// What may be written now.
+    pub fn sendable(&self) -> usize {
+        match self.stage {
+            Stage::Connecting => self.sent,
+            Stage::Setup => self.setup_end.max(self.sent),
+            Stage::Ready => self.out.len(),
+        }
+    }
+
+    /// Takes the oldest request off, with the place of its bytes in `out`.
+    pub fn pop(&mut self) -> Option<(Pending, std::ops::Range<usize>)> {
+        let pending = self.pending.pop_front()?;
+        let start = self.acked;
+        self.acked += pending.len;
+        Some((pending, start..self.acked))
+    }
+
+    /// Forgets answered requests, and gives large memory back.
+    pub fn settle(&mut self) {
+        if self.acked == self.out.len() {
+            if self.out.capacity() > 1 << 20 {
+                self.out = Vec::new();
+            } else {
+                self.out.clear();
+            }
+            self.acked = 0;
+            self.sent = 0;
+            self.setup_end = 0;
+        } else if self.acked > 256 * 1024 && self.acked > self.out.len() / 2 {
+            self.out.drain(..self.acked);
+            self.sent -= self.acked;
+            self.setup_end = self.setup_end.saturating_sub(self.acked);
+            self.acked = 0;
+        }
+    }
+
+    /// Bytes of requests held.
+    pub fn backlog(&self) -> usize {
+        self.out.len() - self.acked
+    }
+}

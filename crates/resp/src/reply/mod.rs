@@ -1,0 +1,21 @@
+//! Replies: where each begins and ends, and, where that is wanted, what it says.
+//!
+//! [`ReplyScanner`] follows a stream of replies and passes the bytes on as they come: it keeps no
+//! buffer, so a reply of any size streams through. [`parse`] builds an owned [`Value`], for
+//! control traffic.
+//!
+//! Both read all types of RESP2 and RESP3. A push (`>`) is a frame of its own. An attribute (`|`)
+//! and the reply it precedes are one frame. The streamed types of the RESP3 draft (`$?`, `*?`)
+//! are errors: no server sends them.
+//!
+//! What one accepts the other accepts too: both go through [`Header`].
+
+mod header;
+mod scan;
+mod value;
+
+pub use scan::{ReplyScanner, Scan};
+pub use value::{parse, Value};
+
+#[cfg(test)]
+mod tests;

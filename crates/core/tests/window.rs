@@ -1,5 +1,7 @@
 //! The window against exact sliding counts, and summaries against the sum of what they were made of.
 
+#![allow(clippy::unwrap_used)] // helpers are tests too
+
 use std::collections::HashMap;
 use std::time::Duration;
 

@@ -254,6 +254,71 @@ fn keys_are_where_the_server_says() {
     }
 }
 
+/// The data that the table is made of, by name.
+fn data() -> serde_json::Map<String, serde_json::Value> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/commands.json");
+    let text = std::fs::read_to_string(path).unwrap();
+    let data: serde_json::Value = serde_json::from_str(&text).unwrap();
+    data["commands"].as_object().unwrap().clone()
+}
+
+#[test]
+fn every_command_with_movable_keys_has_a_line() {
+    for (name, command) in data() {
+        let movable = command["flags"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|f| f == "movablekeys");
+        let has_line = LINES.iter().any(|line| {
+            line.split(' ')
+                .next()
+                .is_some_and(|first| first.eq_ignore_ascii_case(&name))
+        });
+        assert!(!movable || has_line, "{name}");
+    }
+}
+
+#[test]
+fn fixed_keys_are_where_the_server_says() {
+    let Some(server) = Server::start(&[]) else {
+        return;
+    };
+    let mut connection = server.connect();
+    let mut compared = 0;
+    for (name, command) in data() {
+        let range = &command["keys"]["range"];
+        if range.is_null() {
+            continue;
+        }
+        // Long enough for every key, and for a step of two to come out even.
+        let least = command["arity"].as_i64().unwrap().unsigned_abs();
+        let last = range[1].as_i64().unwrap().max(0).unsigned_abs();
+        let mut words: Vec<Vec<u8>> = name.split('|').map(|part| part.into()).collect();
+        while (words.len() as u64) < least.max(last + 1) {
+            words.push(format!("argument{}", words.len()).into());
+        }
+        let mut request: Vec<&[u8]> = vec![b"COMMAND", b"GETKEYS"];
+        request.extend(words.iter().map(Vec::as_slice));
+        let theirs = match connection.call(&request) {
+            Value::Array(keys) => keys,
+            // Redis has commands that Valkey does not know.
+            Value::Error(text) if text.starts_with(b"ERR Invalid command specified") => continue,
+            Value::Error(_) => vec![],
+            other => panic!("{name}: {other:?}"),
+        };
+        let mut ours: Vec<Value> = our_keys(&words)
+            .unwrap_or_default()
+            .into_iter()
+            .map(Value::Bulk)
+            .collect();
+        ours.sort_by_key(|key| theirs.iter().position(|other| other == key));
+        assert_eq!(ours, theirs, "{name}");
+        compared += 1;
+    }
+    assert!(compared > 150, "{compared}");
+}
+
 #[test]
 fn bad_requests_are_refused_in_the_servers_words() {
     let Some(server) = Server::start(&[]) else {

@@ -6,7 +6,9 @@
 //! their sums. A level with `enter` T (in the window) and share s is reached when f ≥ T and f ≥ s·N.
 //! Then for any 0 ≤ λ ≤ 1
 //!
-//!     Σ fᵢ = f ≥ λ·T + (1−λ)·s·N = Σ (λ·T/n + (1−λ)·s·Nᵢ)
+//! ```text
+//! Σ fᵢ = f ≥ λ·T + (1−λ)·s·N = Σ (λ·T/n + (1−λ)·s·Nᵢ)
+//! ```
 //!
 //! so some reporter has fᵢ ≥ λ·T/n + (1−λ)·s·Nᵢ: it nominates. λ is one half where a level has both a
 //! rate and a share, one for a pure rate, zero for a pure share. Half of each is what keeps both ends

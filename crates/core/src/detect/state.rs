@@ -1,8 +1,10 @@
 //! Cold, hot, cooling: the states of one key, and what moves it.
 //!
-//!     cold ──enter──▶ hot ──below exit──▶ cooling ──cooled, and hot for its minimum──▶ cold
-//!                      ▲                     │
-//!                      └───────enter─────────┘
+//! ```text
+//! cold ──enter──▶ hot ──below exit──▶ cooling ──cooled, and hot for its minimum──▶ cold
+//!                  ▲                     │
+//!                  └───────enter─────────┘
+//! ```
 //!
 //! Enter and exit differ (hysteresis), and leaving takes time (cooling), because what a plan sets up
 //! for a key is dear to take down and set up again; on a real trace the two together took away nine in

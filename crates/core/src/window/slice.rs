@@ -23,7 +23,9 @@
 //! Both hold at the start, with D = 0. A key enters with w = D. A purge drops a key only if its
 //! counted weight + w ≤ d and sets D = d, so what is then missed of it is ≤ D; D never falls. Hence
 //!
-//!     ops ≤ true ops ≤ ops + ⌊w/c⌋          bytes ≤ true bytes ≤ bytes + w
+//! ```text
+//! ops ≤ true ops ≤ ops + ⌊w/c⌋          bytes ≤ true bytes ≤ bytes + w
+//! ```
 //!
 //! and 0 … ⌊D/c⌋, 0 … D for a key that is not there. Reads and writes each have the bound of ops.
 //! A key that entered before the first purge is exact, as all truly hot keys are in practice.
@@ -33,7 +35,9 @@
 //! is never negative; a purge that lifts D by δ takes at least δ from each of the k/2 heaviest. So
 //! D·k/2 ≤ W, and
 //!
-//!     D ≤ 2.667 · W / 2^L      with L = capacity_log2,
+//! ```text
+//! D ≤ 2.667 · W / 2^L      with L = capacity_log2,
+//! ```
 //!
 //! however many keys there are. In operations, ⌊D/c⌋ ≤ 2.667/2^L · (n + bytes/c): with c at least
 //! the mean size, twice 2.667/2^L of the slice's accesses n. c is the mean size of the slice before:

@@ -1,0 +1,95 @@
+# keyheat: every task sets itself up (in .venv and target/) and is quick the second time.
+#
+#   make setup   .venv with the pinned tools and the release build of the native module
+#   make demo    a hot key is found and disarmed on three local Valkey primaries
+#   make test    Rust and Python tests
+#
+# Variables: PYTHON (python3), ARGS (passed on to demo, bench and pytest), SMALL=1 (bench of a minute),
+# CARGO_TARGET_DIR (target).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+ARGS ?=
+SMALL ?=
+VENV := .venv
+BIN := $(VENV)/bin
+export CARGO_TARGET_DIR ?= target
+# One interpreter for every build of the native crate, or cargo would rebuild it for each of them.
+export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Seconds `make fuzz` spends in all.
+FUZZ_SECONDS ?= 60
+
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates -type f -not -path '*/target/*' -not -path '*/tests/*' -not -name '*.md')
+BENCH_ARGS := $(if $(SMALL),--small) $(ARGS)
+
+.PHONY: help setup demo test test-rust test-python lint format bench fuzz clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+setup: $(VENV)/.native ## .venv with pinned tools and the release build of keyheat
+	@echo "keyheat is ready: $(BIN)/keyheat --help"
+
+$(VENV)/.made:
+	@command -v $(PYTHON) >/dev/null || { echo "keyheat needs Python 3.11 or newer; no '$(PYTHON)' here (set PYTHON=...)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "keyheat needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1) (set PYTHON=...)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv module: install it (Debian: python3-venv)" >&2; exit 1; }
+	@command -v cc >/dev/null || { echo "keyheat needs a C compiler for linking: no 'cc' here (Debian: gcc)" >&2; exit 1; }
+	@command -v cargo >/dev/null || { echo "keyheat needs Rust 1.85 or newer: no 'cargo' here (see https://rustup.rs)" >&2; exit 1; }
+	@echo "[1/3] $(VENV): $$($(PYTHON) -V)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.made pyproject.toml constraints.txt tools/requirements.py
+	@echo "[2/3] Python packages, as pinned in constraints.txt"
+	@$(BIN)/python tools/requirements.py > $(VENV)/requirements.txt
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement $(VENV)/requirements.txt
+	@touch $@
+
+$(VENV)/.native: $(VENV)/.tools $(RUST_SOURCES)
+	@echo "[3/3] the native module, release build (the first one takes a few minutes)"
+	@PIP_CONSTRAINT=$(CURDIR)/constraints.txt VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --locked
+	@touch $@
+
+demo: $(VENV)/.native ## a flash sale on three primaries, without and with keyheat (under a minute)
+	@$(BIN)/keyheat demo $(ARGS)
+
+test: $(VENV)/.native ## all tests, Rust then Python
+	cargo test --locked
+	$(BIN)/python -m pytest $(ARGS)
+
+test-rust: $(VENV)/.tools ## Rust tests only
+	cargo test --locked
+
+test-python: $(VENV)/.native ## Python tests only (ARGS="-k demo")
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.tools ## formatting, types, clippy and import arrows
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python tools/arrows.py
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+format: $(VENV)/.tools ## rewrite the sources in the house format
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+	cargo fmt --all
+
+bench: $(VENV)/.native ## core and proxy figures, into benches/results/ (SMALL=1 for a minute)
+	cargo run --locked --release -p keyheat-bench-core -- $(BENCH_ARGS)
+	$(BIN)/python benches/proxy.py $(BENCH_ARGS)
+
+fuzz: ## a minute of fuzzing of the protocol parsers
+	fuzz/run.sh $(FUZZ_SECONDS)
+
+clean: ## remove everything the other targets made
+	rm -rf $(VENV) target python/keyheat/*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find python tests tools benches -name __pycache__ -type d -prune -exec rm -rf {} +

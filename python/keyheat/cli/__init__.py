@@ -1,0 +1,5 @@
+"""The command `keyheat`."""
+
+from keyheat.cli.app import main
+
+__all__ = ["main"]

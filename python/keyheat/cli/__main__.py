@@ -1,0 +1,5 @@
+"""`python -m keyheat.cli`, the same as `keyheat`."""
+
+from keyheat.cli.app import main
+
+main()

@@ -1,0 +1,1 @@
+"""A flash sale on three local primaries, played without and with keyheat."""

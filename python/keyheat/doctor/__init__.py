@@ -1,0 +1,1 @@
+"""What a server allows, and which of keyheat's features that leaves."""

@@ -1,0 +1,1 @@
+"""Where accesses come from: every source becomes a stream of `keyheat.model.Access`."""

@@ -1,0 +1,102 @@
+"""Where Redis is: `redis://user:password@host:port/db`, several hosts for the seeds of a Cluster."""
+
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import unquote
+
+from keyheat.errors import ConfigError
+
+DEFAULT_PORT: Final = 6379
+_SCHEMES: Final = ("redis", "valkey")
+_FORM: Final = "redis://[user:password@]host[:port][,host[:port]…][/db]"
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamUrl:
+    """A parsed URL; its `repr` and `str` never show the password."""
+
+    addresses: tuple[str, ...]
+    db: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    @property
+    def host(self) -> str:
+        """Host of the first address, without the brackets of IPv6."""
+        return self.addresses[0].rsplit(":", 1)[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """Port of the first address."""
+        return int(self.addresses[0].rsplit(":", 1)[1])
+
+    def __str__(self) -> str:
+        user = f"{self.username or ''}:***@" if self.password else ""
+        return f"redis://{user}{','.join(self.addresses)}" + (f"/{self.db}" if self.db else "")
+
+
+def parse_url(text: str) -> UpstreamUrl:
+    """Parse a URL; `host:port` alone is one, too.
+
+    Raises:
+        ConfigError: It is not a URL of a Redis server, or asks for what keyheat cannot do yet. The
+            message repeats no part of it that might be a password.
+    """
+    scheme, separator, rest = text.strip().partition("://")
+    if not separator:
+        scheme, rest = "redis", scheme
+    if scheme.lower() in ("rediss", "valkeys"):
+        raise ConfigError(
+            f"{scheme}:// asks for TLS, which keyheat does not have yet (TLS comes later): use redis://"
+        )
+    if scheme.lower() == "unix":
+        raise ConfigError("unix:// sockets are not supported yet: use redis://host:port")
+    if scheme.lower() not in _SCHEMES:
+        raise ConfigError(f"the URL starts with {scheme!r}://; accepted: redis://, valkey:// ({_FORM})")
+    rest, _, query = rest.partition("?")
+    if query:
+        raise ConfigError(f"options after '?' in the URL are not supported; accepted: {_FORM}")
+    credentials, _, hosts = rest.rpartition("@")
+    hosts, _, db = hosts.partition("/")
+    username, colon, password = credentials.partition(":")
+    if credentials and not colon:
+        raise ConfigError(
+            f"a user without a password in the URL; accepted: {_FORM} (':password@' for the default user)"
+        )
+    return UpstreamUrl(
+        addresses=tuple(parse_address(host) for host in hosts.split(",")),
+        db=_db(db),
+        username=unquote(username) or None,
+        password=unquote(password) or None,
+    )
+
+
+def parse_address(text: str, default_port: int = DEFAULT_PORT) -> str:
+    """`host:port` from `host[:port]` or `[v6][:port]`; `:port` means 127.0.0.1.
+
+    Raises:
+        ConfigError: The port is none, or an IPv6 address has no brackets.
+    """
+    text = text.strip()
+    if text.startswith("["):
+        host, closed, port = text.partition("]")
+        host, port, is_whole = f"{host}]", port.removeprefix(":"), bool(closed)
+    else:
+        host, _, port = text.partition(":")
+        is_whole = ":" not in port
+    if not is_whole:
+        raise ConfigError("the address has too many ':'; accepted: host:port, [IPv6]:port")
+    if port and not (port.isascii() and port.isdigit() and int(port) <= 65_535):
+        # Not repeated: in redis://user:password without a host, this is the password.
+        raise ConfigError("the port in the address is none; accepted: host:port with a port of 0 to 65535")
+    return f"{host or '127.0.0.1'}:{int(port) if port else default_port}"
+
+
+def _db(text: str) -> int:
+    if not text:
+        return 0
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(
+            "the database in the URL is no number; accepted: 0 and up, as in redis://host:6379/0"
+        )
+    return int(text)

@@ -1,0 +1,1 @@
+"""Play a recorded trace as real commands through a real client."""

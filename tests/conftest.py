@@ -19,7 +19,7 @@ from keyheat.proxy.settings import upstream_json
 from keyheat.proxy.url import parse_url
 from keyheat.server.binary import find_binary
 from keyheat.server.cluster import EmbeddedCluster
-from keyheat.server.embedded import EmbeddedServer
+from keyheat.server.embedded import EmbeddedServer, free_ports
 
 if TYPE_CHECKING:
     from keyheat._keyheat import Proxy
@@ -92,7 +92,7 @@ def proxy_factory() -> Iterator[ProxyFactory]:
 
     running: list[Proxy] = []
 
-    def make(upstream: str, **settings: Any) -> Proxy:  # noqa: ANN401 - the proxy's settings
+    def make(upstream: str, **settings: Any) -> Proxy:
         whole = {
             "listen": "127.0.0.1:0",
             "http": "127.0.0.1:0",
@@ -114,7 +114,7 @@ def proxy_factory() -> Iterator[ProxyFactory]:
 def eventually() -> Callable[..., Any]:
     """Poll until something is so: `eventually(lambda: …)` returns its first truthy value."""
 
-    def poll(what: Callable[[], Any], timeout_s: float = 10.0, every_s: float = 0.01) -> Any:  # noqa: ANN401 - what it is given
+    def poll(what: Callable[[], Any], timeout_s: float = 10.0, every_s: float = 0.01) -> Any:
         deadline = time.monotonic() + timeout_s
         while not (value := what()):
             assert time.monotonic() < deadline, f"not so within {timeout_s:g} s"
@@ -194,3 +194,9 @@ def children() -> Callable[[int], set[int]]:
         return found
 
     return living
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of 127.0.0.1 at which nobody listens."""
+    return free_ports(1)[0]

@@ -10,7 +10,9 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     let words: Vec<&[u8]> = data.split(|byte| *byte == b'\n').collect();
-    let Some(mut command) = lookup(words[0]) else { return };
+    let Some(mut command) = lookup(words[0]) else {
+        return;
+    };
     assert!(command.name.as_bytes().eq_ignore_ascii_case(words[0]));
     if let Some(sub) = words.get(1).and_then(|name| command.sub(name)) {
         command = sub;

@@ -33,15 +33,27 @@ fn frames(limits: Limits, input: &[u8], ends: &[usize]) -> (Vec<usize>, Option<P
 }
 
 fuzz_target!(|data: &[u8]| {
-    let [choice, splits, rest @ ..] = data else { return };
+    let [choice, splits, rest @ ..] = data else {
+        return;
+    };
     let (places, input) = rest.split_at(rest.len().min(usize::from(splits % 16)));
     let limits = match choice % 3 {
         0 => Limits::default(),
-        1 => Limits { inline_max_bytes: 16, depth_max: 2, ..Limits::default() },
-        _ => Limits { bulk_max_bytes: 8, depth_max: usize::MAX, ..Limits::default() },
+        1 => Limits {
+            inline_max_bytes: 16,
+            depth_max: 2,
+            ..Limits::default()
+        },
+        _ => Limits {
+            bulk_max_bytes: 8,
+            depth_max: usize::MAX,
+            ..Limits::default()
+        },
     };
-    let mut ends: Vec<usize> =
-        places.iter().map(|place| usize::from(*place) * input.len() / 256).collect();
+    let mut ends: Vec<usize> = places
+        .iter()
+        .map(|place| usize::from(*place) * input.len() / 256)
+        .collect();
     ends.sort_unstable();
     let whole = frames(limits, input, &[]);
     assert_eq!(frames(limits, input, &ends), whole);

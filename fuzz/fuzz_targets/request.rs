@@ -13,7 +13,9 @@ use libfuzzer_sys::fuzz_target;
 type Args = Vec<Vec<u8>>;
 
 fn args(parser: &RequestParser, frame: &[u8]) -> Args {
-    (0..parser.argc()).map(|i| parser.arg(frame, i).to_vec()).collect()
+    (0..parser.argc())
+        .map(|i| parser.arg(frame, i).to_vec())
+        .collect()
 }
 
 fn requests(limits: Limits, input: &[u8], ends: &[usize]) -> (Vec<Args>, Option<ProtocolError>) {
@@ -47,7 +49,11 @@ fn comes_back(limits: Limits, parser: &RequestParser, frame: &[u8], expected: &A
         return;
     }
     // Canonical encoding may be longer than the line it comes from.
-    let limits = if parser.is_inline() { Limits::default() } else { limits };
+    let limits = if parser.is_inline() {
+        Limits::default()
+    } else {
+        limits
+    };
     let mut again = RequestParser::new(limits);
     assert_eq!(again.parse(frame), Ok(Parse::Complete { len: frame.len() }));
     assert!(!again.is_inline());
@@ -55,15 +61,27 @@ fn comes_back(limits: Limits, parser: &RequestParser, frame: &[u8], expected: &A
 }
 
 fuzz_target!(|data: &[u8]| {
-    let [choice, splits, rest @ ..] = data else { return };
+    let [choice, splits, rest @ ..] = data else {
+        return;
+    };
     let (places, input) = rest.split_at(rest.len().min(usize::from(splits % 16)));
     let limits = match choice % 3 {
         0 => Limits::default(),
-        1 => Limits { inline_max_bytes: 16, ..Limits::default() },
-        _ => Limits { bulk_max_bytes: 8, args_max: 4, request_max_bytes: 64, ..Limits::default() },
+        1 => Limits {
+            inline_max_bytes: 16,
+            ..Limits::default()
+        },
+        _ => Limits {
+            bulk_max_bytes: 8,
+            args_max: 4,
+            request_max_bytes: 64,
+            ..Limits::default()
+        },
     };
-    let mut ends: Vec<usize> =
-        places.iter().map(|place| usize::from(*place) * input.len() / 256).collect();
+    let mut ends: Vec<usize> = places
+        .iter()
+        .map(|place| usize::from(*place) * input.len() / 256)
+        .collect();
     ends.sort_unstable();
     assert_eq!(requests(limits, input, &ends), requests(limits, input, &[]));
 });

@@ -16,7 +16,10 @@ from keyheat.observe.trace import TraceReader
 LIBCACHESIM = (
     "# time, object, size, next_access_vtime\n0, 13053225291711363978, 737, 13\n1, 61177, 248, 6570713\n"
 )
-META_1 = "op_time,key,key_size,op,op_count,size,cache_hits,ttl,usecase,sub_usecase\n60,8213f,48,GET,3,87,1,0,3,3\n61,a5,24,SET,1,9,0,120,6,6\n"
+META_1 = (
+    "op_time,key,key_size,op,op_count,size,cache_hits,ttl,usecase,sub_usecase\n"
+    "60,8213f,48,GET,3,87,1,0,3,3\n61,a5,24,SET,1,9,0,120,6,6\n"
+)
 META_2 = (
     "op_time,key,key_size,op,op_count,size,cache_hits,usecase,sub_usecase,ttl\n60,27,56,DELETE,1,21,2,2,4,0\n"
 )

@@ -42,7 +42,7 @@ fn drain(parser: &mut RequestParser, mut buf: &[u8]) {
 fn requests() {
     const N: usize = 100_000;
     // A GET whose frame is 64 bytes long.
-    let key = [b'k'; 42];
+    let key = [b'k'; 44];
     let mut one = Vec::new();
     encode::command(&mut one, &[b"GET", &key]);
     assert_eq!(one.len(), 64);

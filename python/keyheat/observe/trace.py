@@ -343,9 +343,9 @@ def _decompressed(raw: io.BufferedReader) -> io.BufferedReader:
             zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(raw, read_across_frames=True)
         )
     elif magic.startswith(b"\xfd7zXZ\0"):
-        opened = lzma.LZMAFile(raw)
+        opened = lzma.LZMAFile(raw)  # noqa: SIM115 - the reader closes it
     elif magic.startswith(b"\x1f\x8b"):
-        opened = gzip.GzipFile(fileobj=raw)  # noqa: SIM115 - the reader closes it
+        opened = gzip.GzipFile(fileobj=raw)
     else:
         return raw
     return io.BufferedReader(opened, _PEEK_BYTES)

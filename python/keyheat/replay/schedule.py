@@ -42,7 +42,7 @@ def scheduled(accesses: Iterable[Access], *, speed: float, rate_per_s: float | N
         return (Due(index / rate_per_s, access) for index, access in enumerate(stream))
     if speed == 0 or not has_times(first):
         return (Due(0.0, access) for access in stream)
-    if all((access.at_s or 0.0).is_integer() for access in first):
+    if all(float(access.at_s or 0).is_integer() for access in first):
         stream = _spread(stream)
     return _at_their_times(stream, speed)
 

@@ -64,13 +64,37 @@ def mapped(error: redis.RedisError, address: str) -> UpstreamError:
     return UpstreamError(f"{address} answers {text}")
 
 
+def widest_connection(url: UpstreamUrl) -> "redis.Redis":
+    """A client in RESP3, or in RESP2 where the server does not know HELLO (before Redis 6).
+
+    Raises:
+        UpstreamError: As `first_connection`.
+    """
+    try:
+        return first_connection(url, protocol=3)
+    except (UpstreamUnreachableError, UpstreamRefusedError):
+        raise
+    except UpstreamError:
+        return first_connection(url, protocol=2)
+
+
+def hello_fields(client: "redis.Redis") -> dict[str, str]:
+    """What the server said of itself in answer to HELLO; nothing if it does not know it."""
+    fields = getattr(client.connection, "handshake_metadata", None) or {}
+    return {_text(name): _text(value) for name, value in dict(fields).items()}
+
+
 def is_cluster(url: UpstreamUrl) -> bool:
     """Whether a client should speak to the server as a Cluster.
 
     Asked of HELLO and not of INFO: a proxy before a Cluster presents itself as one server there.
     """
-    with first_connection(url, protocol=3) as client:
-        connection = client.connection
-        hello = getattr(connection, "handshake_metadata", None) or {}
-        mode = hello.get(b"mode", hello.get("mode"))
-        return mode in (b"cluster", "cluster")
+    with widest_connection(url) as client:
+        if mode := hello_fields(client).get("mode"):
+            return mode == "cluster"
+        info: Any = client.info("cluster")
+        return bool(info.get("cluster_enabled"))
+
+
+def _text(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -1,7 +1,8 @@
 //! The command table: generated, do not edit.
 //!
-//! From `data/commands.json` (valkey 9.1.2 and redis 8.2.3; 2026-11-21), `data/newer.json` and `generate/review.py`. To
-//! read the commands of newer servers and write this file anew:
+//! From `data/commands.json` (valkey 9.1.2 and redis 8.2.3; 2026-11-21),
+//! `data/newer.json` and `generate/review.py`. To read the commands of newer servers and write
+//! this file anew:
 //!
 //! ```text
 //! python crates/resp/generate/collect.py VALKEY_SERVER REDIS_SERVER

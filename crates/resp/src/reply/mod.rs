@@ -8,7 +8,7 @@
 //! and the reply it precedes are one frame. The streamed types of the RESP3 draft (`$?`, `*?`)
 //! are errors: no server sends them.
 //!
-//! What one accepts the other accepts too: both go through [`Header`].
+//! What one accepts the other accepts too: both read header lines by the same code.
 
 mod header;
 mod scan;

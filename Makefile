@@ -53,7 +53,7 @@ $(VENV)/.tools: $(VENV)/.made pyproject.toml constraints.txt tools/requirements.
 
 $(VENV)/.native: $(VENV)/.tools $(RUST_SOURCES)
 	@echo "[3/3] the native module, release build (the first one takes a few minutes)"
-	@PIP_CONSTRAINT=$(CURDIR)/constraints.txt VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --locked
+	@PIP_QUIET=1 PIP_CONSTRAINT=$(CURDIR)/constraints.txt VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --locked
 	@touch $@
 
 demo: $(VENV)/.native ## a flash sale on three primaries, without and with keyheat (under a minute)

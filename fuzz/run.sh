@@ -56,7 +56,8 @@ for target in "${targets[@]}"; do
     [ ! -f "$here/corpus/$target.dict" ] || options+=(-dict="$here/corpus/$target.dict")
     if ! "$CARGO_TARGET_DIR/$host/release/$target" "${options[@]}" "$finds" "$here/corpus/$target" \
         >"$log" 2>&1; then
-        tail -n 40 "$log" >&2
+        grep -A 4 'panicked at' "$log" >&2 || true
+        tail -n 12 "$log" >&2
         echo "fuzz: $target FAILED; its input is in $artifacts, its output in $log" >&2
         exit 1
     fi

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def requirements() -> list[str]:
     """The run-time and development requirements of pyproject.toml, in its order."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    return [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    return [*project["project"]["dependencies"], *project["dependency-groups"]["house"]]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ pub struct Limits {
     pub bulk_max_bytes: usize,
     /// Most arguments in one request.
     pub args_max: usize,
-    /// Longest inline request, and longest header or reply line, in bytes.
+    /// Longest inline request, and longest header or reply line, in bytes. Values below 16 act as
+    /// 16, which every length line fits.
     pub inline_max_bytes: usize,
     /// Longest request with all its framing, in bytes (`client-query-buffer-limit`). Values past
     /// 4 GiB act as 4 GiB.
@@ -21,6 +22,10 @@ impl Limits {
     /// No reply may nest deeper than this, whatever the setting: owned values are built and
     /// dropped by recursion.
     pub const DEPTH_CAP: usize = 128;
+
+    pub(crate) fn line_max_bytes(&self) -> usize {
+        self.inline_max_bytes.max(16)
+    }
 
     pub(crate) fn depth(&self) -> usize {
         self.depth_max.min(Self::DEPTH_CAP)

@@ -109,7 +109,7 @@ impl RequestParser {
         let widest = (u32::MAX as usize).min(isize::MAX as usize / 2);
         limits.request_max_bytes = limits.request_max_bytes.min(widest);
         limits.bulk_max_bytes = limits.bulk_max_bytes.min(widest);
-        limits.inline_max_bytes = limits.inline_max_bytes.min(widest / 8);
+        limits.inline_max_bytes = limits.line_max_bytes().min(widest / 8);
         Self {
             limits,
             args: Vec::new(),

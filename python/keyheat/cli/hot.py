@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 5.0
 _ANSWER_MAX_BYTES = 64 << 20
+_PIPE_WIDTH = 10_000
 
 
 def run(server: str, *, as_json: bool, is_watching: bool, interval_s: float) -> int:
@@ -75,7 +76,8 @@ def _print(found: HotSet, *, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    Console(highlight=False).print(table(found))
+    # A pipe has no width: nothing is cut there.
+    Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table(found))
 
 
 def _stream(server: str, interval_s: float, *, as_json: bool) -> NoReturn:
@@ -106,8 +108,8 @@ def table(found: HotSet, rows: int | None = None) -> "RenderableType":
     whole = Table(
         title=f"hot set {found.version}: {len(found.keys)} keys · {cache}", title_justify="left", box=None
     )
-    for column in ("key", "state"):
-        whole.add_column(column)
+    whole.add_column("key", min_width=16)
+    whole.add_column("state")
     for column in ("reads/s", "writes/s", "bytes/s", "share", "hot for", "local hits"):
         whole.add_column(column, justify="right")
     for column in ("rule", "plan"):

@@ -61,6 +61,7 @@ class EmbeddedServer:
     Args:
         config: Directives of the server's configuration file, over the ones set here.
         binary: The program; by default what `find_binary` finds.
+        port: Listen here and nowhere else; by default on a free port.
         clustered: Give it a cluster bus port and switch cluster mode on.
         rundir: Where to put its files; by default a private directory of its own.
         name: Its directory within `rundir`.
@@ -74,12 +75,14 @@ class EmbeddedServer:
         config: Mapping[str, str] | None = None,
         *,
         binary: str | None = None,
+        port: int | None = None,
         clustered: bool = False,
         rundir: RunDir | None = None,
         name: str = "server",
     ) -> None:
         self._binary = binary or find_binary()
         self._config = dict(config or {})
+        self._wanted_port = port
         self._clustered = clustered
         self._own_rundir = RunDir() if rundir is None else None
         self._directory = (rundir or self._own_rundir or RunDir()).path / name
@@ -171,11 +174,12 @@ class EmbeddedServer:
     def _start_on_a_free_port(self) -> None:
         for _ in range(_ATTEMPTS):
             self.port, self.bus_port = free_ports(2)
+            self.port = self._wanted_port or self.port
             self._spawn()
             if self._came_up():
                 return
             child.end(self._running())
-            if not any(word in self.log() for word in _TAKEN):
+            if self._wanted_port or not any(word in self.log() for word in _TAKEN):
                 break
         raise EmbeddedServerError(f"{self._binary} did not start: {self._last_words()}")
 

@@ -434,7 +434,7 @@ fn no_stale_value_is_served_in_three_thousand_runs() {
         hits += play(Bug::None, steps(seed)).unwrap();
     }
     assert!(
-        hits > 30_000,
+        hits > 10_000,
         "only {hits} hits: the model hardly serves anything"
     );
 }

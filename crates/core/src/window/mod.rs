@@ -55,8 +55,6 @@ use crate::{nanos, Nanos, SettingsError};
 use nodes::Nodes;
 use slice::{Scratch, Slice};
 
-/// The least bytes one operation is taken to weigh, so that tiny values do not drown operations.
-const MIN_BYTE_WEIGHT: u64 = 64;
 /// A slice number that no time has.
 const NEVER: u64 = u64::MAX;
 /// Nodes that can have check steps of their own.
@@ -226,20 +224,12 @@ impl Window {
     }
 
     fn begin(&mut self, epoch: u64) {
-        // The new slice weighs bytes against operations as the one before it turned out.
-        let past = &self.blocks[self.current];
-        let sum = past.nodes.sum();
-        let mean_size = sum
-            .bytes
-            .checked_div(sum.ops())
-            .unwrap_or(past.keys.byte_weight());
-        let byte_weight = mean_size.max(MIN_BYTE_WEIGHT);
         self.epoch = epoch;
         self.start = epoch.saturating_mul(self.slice_ns);
         self.current = (epoch % self.blocks.len() as u64) as usize;
         let block = &mut self.blocks[self.current];
         block.epoch = epoch;
-        block.keys.start(byte_weight);
+        block.keys.start();
         block.nodes.start();
     }
 

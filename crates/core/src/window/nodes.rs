@@ -22,19 +22,16 @@ pub(super) struct Nodes {
     dense: Vec<Cell>,
     sparse: ByHash<Totals>,
     stamp: u64,
-    sum: Totals,
 }
 
 impl Nodes {
     pub(super) fn start(&mut self) {
         self.stamp += 1;
-        self.sum = Totals::default();
         self.sparse.clear();
     }
 
     #[inline]
     pub(super) fn count(&mut self, node: u32, access: Access, bytes: u64) {
-        add(&mut self.sum, access, bytes);
         match self.dense.get_mut(node as usize) {
             Some(cell) if cell.stamp == self.stamp => add(&mut cell.totals, access, bytes),
             _ => self.count_first(node, access, bytes),
@@ -74,8 +71,11 @@ impl Nodes {
         }
     }
 
+    /// The traffic of all nodes.
     pub(super) fn sum(&self) -> Totals {
-        self.sum
+        let mut sum = Totals::default();
+        self.active().for_each(|node| sum += self.totals(node));
+        sum
     }
 
     /// The nodes with traffic in this slice.

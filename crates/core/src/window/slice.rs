@@ -14,34 +14,39 @@
 //!
 //! # Bounds
 //!
-//! Let c be the slice's `byte_weight`, fixed while it lasts. The weight of an access is c + bytes.
-//! For a key, let `missed` be the weight of its accesses that no counter holds.
+//! Let c be the slice's `byte_weight`; the weight of an access is c + bytes. For a key, let *missed* be
+//! its accesses that no counter holds. A watermark has three parts, each a bound on what is missed of
+//! any one key: weight D, accesses A, bytes B.
 //!
-//! - A key in the table has `missed` ≤ w, the watermark when it entered.
-//! - A key not in the table has `missed` ≤ D, the watermark now.
+//! - Of a key in the table, at most the watermark when it entered is missed.
+//! - Of a key not in the table, at most the watermark now.
 //!
-//! Both hold at the start, with D = 0. A key enters with w = D. A purge drops a key only if its
-//! counted weight + w ≤ d and sets D = d, so what is then missed of it is ≤ D; D never falls. Hence
+//! Both hold at the start, when all parts are 0. A key enters under the watermark then in force. A
+//! purge drops keys whose counted plus missed weight is at most d, so D = d holds for them; A becomes
+//! the most that any of them may have had, counted plus missed, or stays if that is less; B likewise.
+//! As accesses that weigh at most d are at most d/c and have at most d bytes, A ≤ ⌊d/c⌋ and B ≤ d. Hence
 //!
 //! ```text
-//! ops ≤ true ops ≤ ops + ⌊w/c⌋          bytes ≤ true bytes ≤ bytes + w
+//! ops ≤ true ops ≤ ops + A          bytes ≤ true bytes ≤ bytes + B
 //! ```
 //!
-//! and 0 … ⌊D/c⌋, 0 … D for a key that is not there. Reads and writes each have the bound of ops.
-//! A key that entered before the first purge is exact, as all truly hot keys are in practice.
+//! with A and B of the key's entry, and 0 … A, 0 … B of now for a key that is not there. Reads and
+//! writes each have the bound of ops. A key that entered before the first purge is exact, as all truly
+//! hot keys are in practice.
 //!
 //! In advance: let W be the weight of the whole slice and k = ¾·2^L the entries at a purge. The
-//! excess over D, Σ (counted + w − D) over the table, grows by exactly the weight of each access and
-//! is never negative; a purge that lifts D by δ takes at least δ from each of the k/2 heaviest. So
-//! D·k/2 ≤ W, and
+//! excess over D, Σ (counted + missed at entry − D) over the table, grows by exactly the weight of
+//! each access and is never negative; a purge that lifts D by δ takes at least δ from each of the k/2
+//! heaviest. So D·k/2 ≤ W, and
 //!
 //! ```text
 //! D ≤ 2.667 · W / 2^L      with L = capacity_log2,
 //! ```
 //!
-//! however many keys there are. In operations, ⌊D/c⌋ ≤ 2.667/2^L · (n + bytes/c): with c at least
-//! the mean size, twice 2.667/2^L of the slice's accesses n. c is the mean size of the slice before:
-//! where the mean size grows r-fold from one slice to the next, that slice's bound is (1 + r)/2 of it.
+//! however many keys there are. c is fixed at the first purge, to the mean size of the accesses so far;
+//! before it nothing is missed, so c means nothing. With n accesses of mean size m in the whole slice,
+//! A ≤ D/c ≤ 2.667/2^L · n·(1 + m/c): where sizes are steady, twice 2.667/2^L of the accesses; where
+//! their mean grows r-fold after the first purge, (1 + r)/2 times that. A itself usually stays at half.
 //!
 //! # Cost
 //!
@@ -50,7 +55,6 @@
 //! bytes.
 
 use super::{Access, Counts, ErrorBound};
-use crate::hash::spread;
 use crate::window::counts::Bound;
 
 /// Slots of a table that has never been full.
@@ -71,30 +75,33 @@ pub(super) struct Slot {
     entered: u32,
 }
 
+/// The most that may be missed of one key, in three measures.
+#[derive(Debug, Clone, Copy, Default)]
+struct Watermark {
+    weight: u64,
+    ops: u64,
+    bytes: u64,
+}
+
 impl Slot {
     #[inline]
     pub(super) fn ops(&self) -> u64 {
         u64::from(self.reads) + u64::from(self.writes)
     }
-
-    /// The counted weight; multiplication and sums saturate rather than wrap.
-    fn weight(&self, byte_weight: u64) -> u64 {
-        self.ops()
-            .saturating_mul(byte_weight)
-            .saturating_add(self.bytes)
-    }
 }
 
-/// Working space for purges, one for all slices.
+/// Working space for purges, one for all slices: the entries and what each weighs.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
+    entries: Vec<Slot>,
     weights: Vec<u64>,
-    survivors: Vec<Slot>,
+    sorted: Vec<u64>,
 }
 
 impl Scratch {
     pub(super) fn memory_bytes(&self) -> usize {
-        self.weights.capacity() * size_of::<u64>() + self.survivors.capacity() * size_of::<Slot>()
+        self.entries.capacity() * size_of::<Slot>()
+            + (self.weights.capacity() + self.sorted.capacity()) * size_of::<u64>()
     }
 }
 
@@ -114,9 +121,10 @@ pub(super) struct Slice {
     len: usize,
     max_log2: u8,
     shift: u32,
+    /// What one access weighs, in bytes; fixed by the first purge.
     byte_weight: u64,
-    /// Never empty; the first is 0, the last is D.
-    watermarks: Vec<u64>,
+    /// Never empty; the first is zero, the last is that of now. Each part only ever grows.
+    watermarks: Vec<Watermark>,
 }
 
 impl Slice {
@@ -129,16 +137,14 @@ impl Slice {
             max_log2,
             shift: 64 - u32::from(log2),
             byte_weight: 1,
-            watermarks: vec![0],
+            watermarks: vec![Watermark::default()],
         }
     }
 
-    /// Forgets everything in constant time, and fixes the weight of one access until the next start.
-    pub(super) fn start(&mut self, byte_weight: u64) {
+    /// Forgets everything in constant time.
+    pub(super) fn start(&mut self) {
         self.next_stamp();
-        self.byte_weight = byte_weight.max(1);
-        self.watermarks.clear();
-        self.watermarks.push(0);
+        self.watermarks.truncate(1);
     }
 
     fn next_stamp(&mut self) {
@@ -155,7 +161,8 @@ impl Slice {
 
     #[inline]
     fn home(&self, hash: u64) -> usize {
-        (spread(hash) >> self.shift) as usize
+        // One multiplication carries every bit upwards, where the index is taken from.
+        (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> self.shift) as usize
     }
 
     /// The slot that holds `hash`, or the empty one where it belongs.
@@ -233,40 +240,91 @@ impl Slice {
         }
     }
 
-    /// Drops the lighter half and lifts the watermark to the heaviest weight dropped.
+    /// Drops the lighter half and lifts the watermark to what may be missed of those dropped.
+    #[cold]
     fn purge(&mut self, scratch: &mut Scratch) {
-        let total = |slot: &Slot| {
-            slot.weight(self.byte_weight)
-                .saturating_add(self.watermarks[slot.entered as usize])
-        };
-        scratch.weights.clear();
-        scratch.weights.extend(
-            self.slots
-                .iter()
-                .filter(|slot| slot.stamp == self.stamp)
-                .map(total),
-        );
-        let middle = scratch.weights.len() / 2;
-        let (_, &mut cut, _) = scratch.weights.select_nth_unstable(middle);
-        scratch.survivors.clear();
-        scratch.survivors.extend(
-            self.slots
-                .iter()
-                .filter(|slot| slot.stamp == self.stamp && total(slot) > cut),
-        );
-        if self.watermarks.len() >= MAX_WATERMARKS {
-            self.thin_watermarks(&mut scratch.survivors);
+        if self.watermarks.len() == 1 {
+            self.byte_weight = self.mean_size().max(1);
         }
-        self.watermarks.push(cut);
+        let len = self.gather(scratch);
+        scratch.sorted.clear();
+        scratch.sorted.extend_from_slice(&scratch.weights[..len]);
+        let (_, &mut cut, _) = scratch.sorted.select_nth_unstable(len / 2);
+        let mut watermark = self.watermark();
+        let mut kept = 0;
+        for index in 0..len {
+            let slot = scratch.entries[index];
+            let is_kept = scratch.weights[index] > cut;
+            let missed = self.missed(&slot);
+            let (ops, bytes) = (
+                slot.ops().saturating_add(missed.ops),
+                slot.bytes.saturating_add(missed.bytes),
+            );
+            watermark.ops = watermark.ops.max(if is_kept { 0 } else { ops });
+            watermark.bytes = watermark.bytes.max(if is_kept { 0 } else { bytes });
+            scratch.entries[kept] = slot;
+            kept += usize::from(is_kept);
+        }
+        watermark.weight = cut;
+        watermark.ops = watermark.ops.min(cut / self.byte_weight);
+        watermark.bytes = watermark.bytes.min(cut);
+        let survivors = &mut scratch.entries[..kept];
+        if self.watermarks.len() >= MAX_WATERMARKS {
+            self.thin_watermarks(survivors);
+        }
+        self.watermarks.push(watermark);
         self.next_stamp();
-        for survivor in &scratch.survivors {
+        for survivor in survivors {
             let (index, _) = self.probe(survivor.hash);
             self.slots[index] = Slot {
                 stamp: self.stamp,
                 ..*survivor
             };
         }
-        self.len = scratch.survivors.len();
+        self.len = kept;
+    }
+
+    /// Copies the entries and their weights out; returns how many there are.
+    ///
+    /// Here and in the purge itself, every slot is written and only the count depends on whether it is
+    /// to stay: a branch that goes either way by chance would cost more than all the rest.
+    fn gather(&self, scratch: &mut Scratch) -> usize {
+        scratch.entries.resize(self.slots.len(), Slot::default());
+        scratch.weights.resize(self.slots.len(), 0);
+        let mut len = 0;
+        for slot in &self.slots {
+            scratch.entries[len] = *slot;
+            scratch.weights[len] = self.weight(slot);
+            len += usize::from(slot.stamp == self.stamp);
+        }
+        len
+    }
+
+    /// The mean size of the accesses counted in the table.
+    fn mean_size(&self) -> u64 {
+        let sums = self.entries().fold((0_u64, 0_u64), |(ops, bytes), slot| {
+            (
+                ops.saturating_add(slot.ops()),
+                bytes.saturating_add(slot.bytes),
+            )
+        });
+        sums.1.checked_div(sums.0).unwrap_or(0)
+    }
+
+    /// A key's counted and missed weight; products and sums saturate rather than wrap.
+    fn weight(&self, slot: &Slot) -> u64 {
+        let counted = slot
+            .ops()
+            .saturating_mul(self.byte_weight)
+            .saturating_add(slot.bytes);
+        counted.saturating_add(self.missed(slot).weight)
+    }
+
+    /// What may be missed of a key in the table.
+    fn missed(&self, slot: &Slot) -> Watermark {
+        // A stale slot may hold any index; the last watermark is the widest.
+        let index = (slot.entered as usize).min(self.watermarks.len() - 1);
+        self.watermarks[index]
     }
 
     /// Keeps every second watermark; a key whose own is gone takes the next higher, so its bound
@@ -282,22 +340,14 @@ impl Slice {
         self.watermarks = thinned;
     }
 
-    /// The weight of one access, in bytes.
-    pub(super) fn byte_weight(&self) -> u64 {
-        self.byte_weight
-    }
-
-    fn watermark(&self) -> u64 {
-        self.watermarks.last().copied().unwrap_or(0)
+    fn watermark(&self) -> Watermark {
+        self.watermarks.last().copied().unwrap_or_default()
     }
 
     /// What a key that is not in the table may at most have in this slice.
     pub(super) fn error(&self) -> ErrorBound {
-        let bytes = self.watermark();
-        ErrorBound {
-            ops: bytes / self.byte_weight,
-            bytes,
-        }
+        let Watermark { ops, bytes, .. } = self.watermark();
+        ErrorBound { ops, bytes }
     }
 
     pub(super) fn counts(&self, hash: u64) -> Counts {
@@ -307,31 +357,26 @@ impl Slice {
         }
     }
 
-    pub(super) fn counts_of(&self, slot: &Slot) -> Counts {
-        let missed_bytes = self
-            .watermarks
-            .get(slot.entered as usize)
-            .copied()
-            .unwrap_or(0);
-        let missed_ops = missed_bytes / self.byte_weight;
+    fn counts_of(&self, slot: &Slot) -> Counts {
+        let missed = self.missed(slot);
         let (reads, writes) = (u64::from(slot.reads), u64::from(slot.writes));
         // A counter that has saturated may stand for any number.
         let is_full = slot.reads == u32::MAX || slot.writes == u32::MAX;
-        let bound = |lower: u64, missed: u64| Bound {
+        let bound = |lower: u64| Bound {
             lower,
             upper: if is_full {
                 u64::MAX
             } else {
-                lower.saturating_add(missed)
+                lower.saturating_add(missed.ops)
             },
         };
         Counts {
-            reads: bound(reads, missed_ops),
-            writes: bound(writes, missed_ops),
-            ops: bound(reads + writes, missed_ops),
+            reads: bound(reads),
+            writes: bound(writes),
+            ops: bound(reads + writes),
             bytes: Bound {
                 lower: slot.bytes,
-                upper: slot.bytes.saturating_add(missed_bytes),
+                upper: slot.bytes.saturating_add(missed.bytes),
             },
         }
     }
@@ -342,7 +387,8 @@ impl Slice {
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
-        self.slots.capacity() * size_of::<Slot>() + self.watermarks.capacity() * size_of::<u64>()
+        self.slots.capacity() * size_of::<Slot>()
+            + self.watermarks.capacity() * size_of::<Watermark>()
     }
 }
 
@@ -363,7 +409,7 @@ mod tests {
     fn a_started_slice_holds_nothing_and_grows_no_more() {
         let mut slice = Slice::new(4);
         count(&mut slice, 1, 10);
-        slice.start(64);
+        slice.start();
         assert_eq!(slice.counts(1), Counts::default());
         assert_eq!(slice.entries().count(), 0);
     }
@@ -374,7 +420,7 @@ mod tests {
         count(&mut slice, 1, 10); // under stamp 1
         slice.stamp = u32::MAX;
         slice.len = 0;
-        slice.start(64);
+        slice.start();
         assert_eq!(slice.stamp, 1);
         assert_eq!(slice.counts(1), Counts::default());
     }
@@ -395,21 +441,28 @@ mod tests {
     #[test]
     fn the_watermark_stays_below_the_bound_claimed_in_advance() {
         let mut slice = Slice::new(6);
-        slice.start(1);
+        slice.start();
         let mut weight = 0;
         for access in 0..50_000_u64 {
             count(&mut slice, access % 997, 0);
+            // Without bytes an access weighs one.
             weight += 1;
-            assert!(slice.watermark() as f64 <= 2.667 * weight as f64 / 64.0);
+            let watermark = slice.watermark();
+            assert!(watermark.weight as f64 <= 2.667 * weight as f64 / 64.0);
+            assert!(watermark.ops <= watermark.weight);
         }
-        assert!(slice.watermark() > 0);
+        assert!(slice.watermark().ops > 0);
     }
 
     #[test]
     fn thinned_watermarks_only_widen_bounds() {
         let mut slice = Slice::new(4);
-        slice.start(1);
-        slice.watermarks = (0..7).map(|index| index * 10).collect();
+        slice.start();
+        let watermark = |ops| Watermark {
+            ops,
+            ..Watermark::default()
+        };
+        slice.watermarks = (0..7).map(|index| watermark(index * 10)).collect();
         let mut survivors: Vec<Slot> = (0..7)
             .map(|entered| Slot {
                 entered,
@@ -417,9 +470,14 @@ mod tests {
             })
             .collect();
         slice.thin_watermarks(&mut survivors);
-        assert_eq!(slice.watermarks, [0, 20, 40, 60]);
+        let kept: Vec<u64> = slice
+            .watermarks
+            .iter()
+            .map(|watermark| watermark.ops)
+            .collect();
+        assert_eq!(kept, [0, 20, 40, 60]);
         for (index, slot) in survivors.iter().enumerate() {
-            assert!(slice.watermarks[slot.entered as usize] >= index as u64 * 10);
+            assert!(slice.watermarks[slot.entered as usize].ops >= index as u64 * 10);
         }
     }
 }

@@ -118,7 +118,6 @@ fn class_of(command: &Command) -> Class {
         "publish" | "info" | "time" | "command" | "lastsave" | "lolwut" => return AnyNode,
         "monitor" | "wait" | "waitaof" | "debug" => return Refused(NEEDS_SESSION),
         "sync" | "psync" | "replconf" => return Refused(REPLICATION),
-        "host:" | "post" => return Class::Cut,
         _ => {}
     }
     if command.flags.contains(Flags::SESSION) && command.subcommands.is_empty() {

@@ -182,6 +182,11 @@ impl Shard {
         let Some((pending, range)) = up.pop() else {
             return self.close_upstream(index, "it answered what was not asked");
         };
+        let frame = if pending.has(Pending::ABORTS) {
+            super::session::EXEC_ABORT
+        } else {
+            frame
+        };
         // The common case pays for no copy: the request is looked at only where that is needed.
         let is_error = frame[0] == b'-';
         if let (Owner::Client(ticket), false) = (pending.owner, is_error) {

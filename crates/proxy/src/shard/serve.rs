@@ -258,6 +258,7 @@ impl Shard {
         let command = command::lookup(name);
         let class = match command {
             Some(c) => self.classes.get(c, request.arg(1)),
+            None if is_http(name) => Class::Cut,
             None => Class::AnyNode,
         };
         let Some(client) = self.clients.get(id.index as usize) else {
@@ -523,7 +524,13 @@ impl Shard {
 
 /// Whether a command writes, or may: scripts and functions say only at run time.
 pub(super) fn writes(command: &'static Command) -> bool {
-    command.is_write() || matches!(command.name, "eval" | "evalsha" | "fcall" | "publish")
+    command.is_write()
+}
+
+/// A browser that was lured here. The server cuts such a connection, and would cut the one that
+/// all clients share.
+fn is_http(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"post") || name.eq_ignore_ascii_case(b"host:")
 }
 
 fn first_key(parser: &mut RequestParser, frame: &[u8]) -> Option<Vec<u8>> {

@@ -23,6 +23,10 @@ use super::Shard;
 
 const LOST_SESSION: &str = "ERR keyheat: this cannot be part of a transaction";
 
+/// What EXEC answers where a command of the transaction was refused.
+pub(super) const EXEC_ABORT: &[u8] =
+    b"-EXECABORT Transaction discarded because of previous errors.\r\n";
+
 impl Shard {
     /// A request of a client inside `MULTI` or with subscriptions. `None`: nothing special.
     pub(super) fn in_session(
@@ -236,8 +240,11 @@ impl Shard {
         };
         let (is_aborted, stage) = (client.is_aborted, client.transaction);
         if is_aborted {
-            let text = "EXECABORT Transaction discarded because of previous errors.";
-            return self.drop_transaction(id, |out| encode::error(out, text));
+            if stage == Transaction::Pending {
+                return self.drop_transaction(id, |out| out.extend_from_slice(EXEC_ABORT));
+            }
+            let flags = Pending::RELEASES | Pending::ABORTS;
+            return self.on_pinned(id, b"*1\r\n$7\r\nDISCARD\r\n", flags);
         }
         if stage == Transaction::Pending && client.pinned.is_none() {
             client.transaction = Transaction::None;

@@ -98,6 +98,8 @@ impl Pending {
     pub const WRITES_ALL: u8 = 16;
     /// Its reply ends the pinning of the client's connection.
     pub const RELEASES: u8 = 32;
+    /// It is the DISCARD of a transaction that was spoilt here; its answer says so.
+    pub const ABORTS: u8 = 128;
     /// It was sent behind ASKING.
     pub const ASKED: u8 = 64;
 

@@ -48,7 +48,7 @@ pub(super) fn read<'a>(
     if !b"+-:$*_#,(!=%~>|".contains(&kind) {
         return Err(ErrorKind::UnknownReplyType(kind).into());
     }
-    match number::line(buf, 0, seen, limits.inline_max_bytes) {
+    match number::line(buf, 0, seen, limits.line_max_bytes()) {
         Line::Whole { len } => {
             let text = buf.get(1..len).unwrap_or_default();
             Ok(Found::Whole(classify(kind, text, limits)?, text, len + 2))

@@ -325,7 +325,7 @@ proptest! {
     #[test]
     fn no_split_changes_where_frames_end(input in nearly(), small in any::<bool>()) {
         let limits = if small {
-            Limits { inline_max_bytes: 6, bulk_max_bytes: 5, depth_max: 2, ..Limits::default() }
+            Limits { inline_max_bytes: 16, bulk_max_bytes: 5, depth_max: 2, ..Limits::default() }
         } else {
             Limits::default()
         };

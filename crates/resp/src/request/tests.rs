@@ -280,7 +280,7 @@ proptest! {
     #[test]
     fn no_split_changes_what_is_found(input in nearly(), small in any::<bool>()) {
         let limits = if small {
-            Limits { inline_max_bytes: 6, bulk_max_bytes: 5, request_max_bytes: 40, ..Limits::default() }
+            Limits { inline_max_bytes: 16, bulk_max_bytes: 5, request_max_bytes: 40, ..Limits::default() }
         } else {
             Limits::default()
         };

@@ -23,6 +23,12 @@ class Proxy:
     def stats(self) -> str:
         """All counters as JSON."""
 
+    def metrics(self) -> str:
+        """The text of /metrics."""
+
+    def upstream_error(self) -> str:
+        """Why the upstream cannot be used now; empty if it can."""
+
     def set_local_cache(self, on: bool) -> None:
         """Switch the local cache on or off while running."""
 

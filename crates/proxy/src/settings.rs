@@ -138,7 +138,8 @@ pub enum MetricSettings {
 pub struct LevelSettings {
     /// What is measured.
     pub metric: MetricSettings,
-    /// At or above, the key becomes hot.
+    /// At or above, the key becomes hot; 0 leaves it to the share.
+    #[serde(default)]
     pub enter_per_s: f64,
     /// Below, it begins to cool; half of the enter level if absent.
     pub exit_per_s: Option<f64>,

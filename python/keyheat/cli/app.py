@@ -47,7 +47,7 @@ def _common(
 
 @app.command()
 def demo(
-    seconds: Annotated[int, typer.Option(min=16, max=54, help="How long to play.")] = 50,
+    seconds: Annotated[int, typer.Option(min=20, max=58, help="How long it takes, set-up included.")] = 50,
     as_json: _JSON = False,
 ) -> None:
     """Show a flash sale on three local primaries, without and with keyheat.

@@ -103,7 +103,7 @@ class _Screen:
                 f"answered by keyheat itself {view.local_hits:,}"
             )
         )
-        return Group(*lines, table(view.hot, rows=_KEYS_SHOWN))
+        return Group(*lines, table(view.hot, rows=_KEYS_SHOWN, width=self._live.console.width))
 
 
 def _bar(label: str, ops: float, scale: float, style: str) -> Text:

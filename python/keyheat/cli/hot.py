@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _TIMEOUT_S = 5.0
 _ANSWER_MAX_BYTES = 64 << 20
 _PIPE_WIDTH = 10_000
+_WIDE = 110
+_KEY_WIDTH = 20
 
 
 def run(server: str, *, as_json: bool, is_watching: bool, interval_s: float) -> int:
@@ -77,7 +79,8 @@ def _print(found: HotSet, *, as_json: bool) -> None:
     from rich.console import Console
 
     # A pipe has no width: nothing is cut there.
-    Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table(found))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    console.print(table(found, width=console.width))
 
 
 def _stream(server: str, interval_s: float, *, as_json: bool) -> NoReturn:
@@ -89,17 +92,21 @@ def _stream(server: str, interval_s: float, *, as_json: bool) -> NoReturn:
 def _watch(server: str, interval_s: float) -> NoReturn:
     from rich.live import Live
 
-    with Live(table(fetch(server)), auto_refresh=False, screen=False) as live:
+    with Live(auto_refresh=False) as live:
         while True:
+            live.update(table(fetch(server), width=live.console.width), refresh=True)
             time.sleep(interval_s)
-            live.update(table(fetch(server)), refresh=True)
 
 
-def table(found: HotSet, rows: int | None = None) -> "RenderableType":
-    """The hot set as a table, hottest first; with `rows`, only so many of them."""
+def table(found: HotSet, rows: int | None = None, width: int = _PIPE_WIDTH) -> "RenderableType":
+    """The hot set as a table, hottest first; with `rows`, only so many of them.
+
+    A narrow terminal is shown the columns that matter most, a wide one all of them.
+    """
     from rich.table import Table
     from rich.text import Text
 
+    is_wide = width >= _WIDE
     cache = (
         "local cache on"
         if found.local_cache_on
@@ -108,24 +115,25 @@ def table(found: HotSet, rows: int | None = None) -> "RenderableType":
     whole = Table(
         title=f"hot set {found.version}: {len(found.keys)} keys · {cache}", title_justify="left", box=None
     )
-    whole.add_column("key", min_width=16)
-    whole.add_column("state")
-    for column in ("reads/s", "writes/s", "bytes/s", "share", "hot for", "local hits"):
-        whole.add_column(column, justify="right")
-    for column in ("rule", "plan"):
-        whole.add_column(column)
+    whole.add_column("key", min_width=_KEY_WIDTH)
+    whole.add_column("state", no_wrap=True)
+    numbers = ("reads/s", "writes/s", *(("bytes/s",) if is_wide else ()), "share", "hot for", "hits")
+    for column in numbers:
+        whole.add_column(column, justify="right", no_wrap=True)
+    if is_wide:
+        whole.add_column("rule", no_wrap=True)
+        whole.add_column("plan", no_wrap=True)
     for key in sorted(found.keys, key=_load, reverse=True)[:rows]:
         whole.add_row(
             Text(printable(key.key), overflow="ellipsis", no_wrap=True),
             key.state,
             f"{key.reads_per_s:,.0f}",
             f"{key.writes_per_s:,.0f}",
-            f"{key.bytes_per_s:,.0f}",
+            *((f"{key.bytes_per_s:,.0f}",) if is_wide else ()),
             f"{key.share:.1%}",
-            f"{key.since_s:,.1f} s",
+            f"{key.since_s:,.0f} s",
             f"{key.local_hits:,}",
-            Text(key.rule),
-            Text(", ".join(key.plan)),
+            *((Text(key.rule), Text(", ".join(key.plan))) if is_wide else ()),
         )
     return whole
 

@@ -43,6 +43,8 @@ WRITES_PER_S: Final = 10.0
 SALE_VALUE_BYTES: Final = 512
 MAX_STALENESS_MS: Final = 100
 
+PLAY_MIN_S: Final = 16.0
+_CLEAR_AWAY_S: Final = 1.0
 _TICK_S: Final = 0.1
 _TRACE_S: Final = 6.0
 _READY_TIMEOUT_S: Final = 20.0
@@ -93,7 +95,8 @@ OnStep = Callable[[str], None]
 
 
 def play(seconds: float, on_step: OnStep, on_view: OnView) -> Played:
-    """Play it all; whatever happens, nothing is left behind."""
+    """Play it all in about so many seconds, set-up included; whatever happens, nothing is left behind."""
+    began_s = time.monotonic()
     with ExitStack() as stack:
         on_step("starting three Valkey primaries as a Cluster")
         cluster = stack.enter_context(EmbeddedCluster(3, binary=find_binary(prefer_wheel=True)))
@@ -119,14 +122,15 @@ def play(seconds: float, on_step: OnStep, on_view: OnView) -> Played:
         on_step(
             f"starting {READERS} readers and a writer, unmodified redis-py, through keyheat at {proxy.listen}"
         )
-        processes = stack.enter_context(_clients(directory, proxy.listen))
+        processes = stack.enter_context(_clients(directory, proxy.listen, cluster.owner(SALE_KEY).address))
         stage = _Stage(nodes, proxy, board, processes, on_view)
         stage.wait_until_ready(directory, clients)
-        return stage.run(seconds, on_step, directory)
+        left_s = seconds - (time.monotonic() - began_s) - _CLEAR_AWAY_S
+        return stage.run(max(left_s, PLAY_MIN_S), on_step, directory)
 
 
 @contextmanager
-def _clients(directory: "Path", address: str) -> Iterator[list["subprocess.Popen[bytes]"]]:
+def _clients(directory: "Path", address: str, owner: str) -> Iterator[list["subprocess.Popen[bytes]"]]:
     common = {
         "parent_pid": os.getpid(),
         "directory": str(directory),
@@ -145,6 +149,7 @@ def _clients(directory: "Path", address: str) -> Iterator[list["subprocess.Popen
         "role": "write",
         "per_s": WRITES_PER_S,
         "value_bytes": SALE_VALUE_BYTES,
+        "owner": owner,
         "index": READERS,
     }
     processes: list[subprocess.Popen[bytes]] = []

@@ -1,0 +1,1 @@
+"""The parts of `benches/proxy.py`; see `benches/README.md`."""

@@ -1,0 +1,181 @@
+"""One measurement: requests sent, CPU time spent, and proof that it was the right work.
+
+CPU time is the kernel's clock of the whole process (`clock_getcpuclockid`): user and system time of
+all its threads, those that have ended included, in nanoseconds. `/proc/PID/stat` has the same sum in
+ticks of 10 ms. Where the kernel runs the network stack on behalf of a send, the sender pays, as in
+production.
+"""
+
+import re
+import resource
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from keyheat.server.embedded import HOST, EmbeddedServer
+from proxy_bench.install import Program
+from proxy_bench.peers import Peer, read
+from proxy_bench.plan import CLIENTS, HOT_KEY, LOCAL_SHARE_MIN, UNIFORM_KEYS, Case
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+_CPUCLOCK_SCHED: Final = 2
+_TIMEOUT_S: Final = 120
+_WARM_UPS_MAX: Final = 5
+_FILL_BATCH_BYTES: Final = 4 << 20
+
+
+class WrongWorkError(Exception):
+    """A measurement that measured something else: errors, misses, or the wrong path."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one measurement gave, per request in microseconds of CPU."""
+
+    requests: int
+    proxy_us: float
+    server_us: float
+    generator_us: float
+    seconds: float
+    local_share: float | None
+
+    @property
+    def own_us(self) -> float:
+        """What the measured peer itself spent: the proxy, or the server where there is none."""
+        return self.proxy_us or self.server_us
+
+
+def cpu_ns(pid: int) -> int:
+    """User and system time of a process so far."""
+    return time.clock_gettime_ns((~pid << 3) | _CPUCLOCK_SCHED)
+
+
+def uniform_key(number: int) -> str:
+    """The key that redis-benchmark makes of `key:__rand_int__`."""
+    return f"key:{number:012d}"
+
+
+def fill(server: EmbeddedServer, value_bytes: int) -> None:
+    """Replace everything on the server by values of one size."""
+    value = b"x" * value_bytes
+    batch = max(1, min(2_000, _FILL_BATCH_BYTES // value_bytes))
+    with server.client() as client:
+        client.flushall()
+        client.set(HOT_KEY, value)
+        for start in range(0, UNIFORM_KEYS, batch):
+            numbers = range(start, min(start + batch, UNIFORM_KEYS))
+            client.mset({uniform_key(number): value for number in numbers})
+
+
+class Bench:
+    """The server, the load generator, and how a case is measured with them."""
+
+    def __init__(self, server: EmbeddedServer, generator: Program) -> None:
+        self._server = server
+        self._generator = generator
+        self._client: Redis = server.client(decode_responses=True)
+
+    def measure(self, case: Case, peer: Peer | None, requests: int) -> Sample:
+        """Warm up, then measure.
+
+        Raises:
+            WrongWorkError: A request was not answered with its value, or not by whom it should be.
+        """
+        port = peer.port if peer else self._server.port
+        self._check_value(case, port)
+        self._warm_up(case, peer, requests // 3)
+        before, own_before = self._counters(), peer.counters() if peer else {}
+        spent = [cpu_ns(self._server.pid), cpu_ns(peer.pid) if peer else 0, _children_ns()]
+        start = time.monotonic()
+        self._send(case, port, requests)
+        seconds = time.monotonic() - start
+        spent = [
+            after - then
+            for after, then in zip(
+                [cpu_ns(self._server.pid), cpu_ns(peer.pid) if peer else 0, _children_ns()], spent, strict=True
+            )
+        ]
+        after, own_after = self._counters(), peer.counters() if peer else {}
+        share = _local_share(own_before, own_after, requests)
+        self._check_work(case, requests, _difference(before, after), share)
+        self._check_value(case, port)
+        server_us, proxy_us, generator_us = (ns / 1_000 / requests for ns in spent)
+        return Sample(requests, proxy_us, server_us, generator_us, seconds, share)
+
+    def _warm_up(self, case: Case, peer: Peer | None, requests: int) -> None:
+        for _ in range(_WARM_UPS_MAX):
+            before = peer.counters() if peer else {}
+            self._send(case, peer.port if peer else self._server.port, requests)
+            if not case.is_cached or peer is None:
+                return
+            if (_local_share(before, peer.counters(), requests) or 0.0) >= LOCAL_SHARE_MIN:
+                return
+
+    def _send(self, case: Case, port: int, requests: int) -> None:
+        command = [self._generator.path, "-h", HOST, "-p", str(port), "-c", str(CLIENTS), "-e", "--csv"]
+        command += ["-n", str(requests), "-P", str(case.pipeline)]
+        if case.workload == "hot":
+            command += ["GET", HOT_KEY]
+        else:
+            command += ["-r", str(UNIFORM_KEYS), "GET", "key:__rand_int__"]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env=self._generator.environment(),
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise WrongWorkError(f"{case}: redis-benchmark ended with {done.returncode}: {done.stderr[-200:]}")
+        if errors := re.findall(r"Error from server.*", done.stdout + done.stderr):
+            raise WrongWorkError(f"{case}: {errors[0]}")
+
+    def _counters(self) -> dict[str, int]:
+        """What the server says it did: GETs, keys found and not found, errors."""
+        info: dict[str, dict[str, int]] = self._client.info("commandstats")  # type: ignore[assignment]
+        stats: dict[str, int] = self._client.info("stats")  # type: ignore[assignment]
+        gets = info.get("cmdstat_get", {})
+        return {
+            "gets": int(gets.get("calls", 0)),
+            "failed": int(gets.get("failed_calls", 0)) + int(gets.get("rejected_calls", 0)),
+            "misses": int(stats["keyspace_misses"]),
+        }
+
+    def _check_value(self, case: Case, port: int) -> None:
+        key = HOT_KEY if case.workload == "hot" else uniform_key(UNIFORM_KEYS - 1)
+        try:
+            value = read(port, key)
+        except OSError as error:
+            raise WrongWorkError(f"{case}: {error}") from error
+        if value != b"x" * case.value_bytes:
+            raise WrongWorkError(f"{case}: {key} did not come back as it was written")
+
+    @staticmethod
+    def _check_work(case: Case, requests: int, server: dict[str, int], share: float | None) -> None:
+        if server["failed"] or server["misses"]:
+            raise WrongWorkError(f"{case}: {server['failed']} failed, {server['misses']} missed")
+        forwarded = server["gets"] / requests
+        if case.is_cached:
+            if share is None or share < LOCAL_SHARE_MIN or forwarded > 1 - LOCAL_SHARE_MIN:
+                raise WrongWorkError(f"{case}: local share {share}, and {forwarded:.1%} reached the server")
+        elif share or not 1.0 <= forwarded < 1.01:
+            raise WrongWorkError(f"{case}: {forwarded:.1%} reached the server, local share {share}")
+
+
+def _children_ns() -> int:
+    """CPU time of the load generators that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return int((usage.ru_utime + usage.ru_stime) * 1e9)
+
+
+def _difference(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
+    return {name: after[name] - before[name] for name in after}
+
+
+def _local_share(before: Mapping[str, int], after: Mapping[str, int], requests: int) -> float | None:
+    return (after["local_hits"] - before["local_hits"]) / requests if after else None

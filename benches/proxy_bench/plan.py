@@ -1,0 +1,102 @@
+"""What is measured, in which order, and which ratios are held to a target."""
+
+from dataclasses import dataclass
+from typing import Final
+
+CLIENTS: Final = 50
+UNIFORM_KEYS: Final = 100_000
+HOT_KEY: Final = "bench:hot"
+# Share of the requests that a cached run must find in the proxy's memory to count as one.
+LOCAL_SHARE_MIN: Final = 0.99
+
+# Neighbours in these lists are measured one right after the other (the order turns round every
+# round), so what is put into one ratio stands side by side.
+ORDER: Final[dict[str, list[str]]] = {
+    "hot": [
+        "haproxy",
+        "envoy",
+        "twemproxy",
+        "keyheat, local cache off",
+        "keyheat, 1 shard",
+        "keyheat",
+        "server",
+    ],
+    "uniform": [
+        "server",
+        "haproxy",
+        "envoy",
+        "twemproxy",
+        "keyheat",
+        "keyheat, counting off",
+        "keyheat, 1 shard",
+    ],
+}
+
+# (value bytes, pipeline) -> requests of one measurement, one to three seconds of them.
+REQUESTS: Final[dict[tuple[int, int], int]] = {
+    (64, 1): 70_000,
+    (64, 16): 500_000,
+    (1024, 1): 60_000,
+    (1024, 16): 300_000,
+    (16_384, 1): 30_000,
+    (16_384, 16): 60_000,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that is measured again and again."""
+
+    value_bytes: int
+    pipeline: int
+    workload: str
+    peer: str
+
+    def __str__(self) -> str:
+        """`64 B P1 hot keyheat`: what `--only` is matched with."""
+        return f"{size_name(self.value_bytes)} P{self.pipeline} {self.workload} {self.peer}"
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the proxy must answer this from its memory."""
+        return self.workload == "hot" and self.peer in {"keyheat", "keyheat, 1 shard"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on the ratio of the CPU per request of two peers, at one pipeline."""
+
+    title: str
+    workload: str
+    above: str
+    below: str
+    pipeline: int
+    bound: float | None
+    value_bytes: int = 64
+
+    def cases(self) -> tuple[Case, Case]:
+        """Numerator and denominator."""
+        return (
+            Case(self.value_bytes, self.pipeline, self.workload, self.above),
+            Case(self.value_bytes, self.pipeline, self.workload, self.below),
+        )
+
+
+TARGETS: Final = [
+    Target("hot GET answered locally / the server's own", "hot", "keyheat", "server", 1, 1.2),
+    Target("hot GET answered locally / the server's own", "hot", "keyheat", "server", 16, 0.8),
+    Target("forwarded GET / twemproxy", "uniform", "keyheat", "twemproxy", 1, 1.0),
+    Target("forwarded GET / twemproxy", "uniform", "keyheat", "twemproxy", 16, 1.0),
+    Target("counting on / off, forwarded", "uniform", "keyheat", "keyheat, counting off", 1, 1.05),
+    Target("counting on / off, forwarded", "uniform", "keyheat", "keyheat, counting off", 16, 1.05),
+    # No target: which number of shards is the cheaper one.
+    Target("default shards / one, hot", "hot", "keyheat", "keyheat, 1 shard", 1, None),
+    Target("default shards / one, hot", "hot", "keyheat", "keyheat, 1 shard", 16, None),
+    Target("default shards / one, forwarded", "uniform", "keyheat", "keyheat, 1 shard", 1, None),
+    Target("default shards / one, forwarded", "uniform", "keyheat", "keyheat, 1 shard", 16, None),
+]
+
+
+def size_name(value_bytes: int) -> str:
+    """`64 B`, `16 KiB`."""
+    return f"{value_bytes} B" if value_bytes < 1024 else f"{value_bytes // 1024} KiB"

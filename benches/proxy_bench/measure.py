@@ -6,12 +6,14 @@ ticks of 10 ms. Where the kernel runs the network stack on behalf of a send, the
 production.
 """
 
+import os
 import re
 import resource
 import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from keyheat.server.embedded import HOST, EmbeddedServer
@@ -34,13 +36,17 @@ class WrongWorkError(Exception):
 
 @dataclass(frozen=True)
 class Sample:
-    """What one measurement gave, per request in microseconds of CPU."""
+    """What one measurement gave: microseconds of CPU per request, and how calm it was.
+
+    `others_share` is the part of the machine that went to processes that are none of the three.
+    """
 
     requests: int
     proxy_us: float
     server_us: float
     generator_us: float
     seconds: float
+    others_share: float
     local_share: float | None
 
     @property
@@ -59,18 +65,6 @@ def uniform_key(number: int) -> str:
     return f"key:{number:012d}"
 
 
-def fill(server: EmbeddedServer, value_bytes: int) -> None:
-    """Replace everything on the server by values of one size."""
-    value = b"x" * value_bytes
-    batch = max(1, min(2_000, _FILL_BATCH_BYTES // value_bytes))
-    with server.client() as client:
-        client.flushall()
-        client.set(HOT_KEY, value)
-        for start in range(0, UNIFORM_KEYS, batch):
-            numbers = range(start, min(start + batch, UNIFORM_KEYS))
-            client.mset({uniform_key(number): value for number in numbers})
-
-
 class Bench:
     """The server, the load generator, and how a case is measured with them."""
 
@@ -78,6 +72,16 @@ class Bench:
         self._server = server
         self._generator = generator
         self._client: Redis = server.client(decode_responses=True)
+
+    def fill(self, value_bytes: int) -> None:
+        """Replace everything on the server by values of one size."""
+        value = b"x" * value_bytes
+        batch = max(1, min(2_000, _FILL_BATCH_BYTES // value_bytes))
+        self._client.flushall()
+        self._client.set(HOT_KEY, value)
+        for start in range(0, UNIFORM_KEYS, batch):
+            numbers = range(start, min(start + batch, UNIFORM_KEYS))
+            self._client.mset({uniform_key(number): value for number in numbers})
 
     def measure(self, case: Case, peer: Peer | None, requests: int) -> Sample:
         """Warm up, then measure.
@@ -90,13 +94,15 @@ class Bench:
         self._warm_up(case, peer, requests // 3)
         before, own_before = self._counters(), peer.counters() if peer else {}
         spent = [cpu_ns(self._server.pid), cpu_ns(peer.pid) if peer else 0, _children_ns()]
-        start = time.monotonic()
+        start, busy = time.monotonic(), _machine_busy_s()
         self._send(case, port, requests)
-        seconds = time.monotonic() - start
+        seconds, busy = time.monotonic() - start, _machine_busy_s() - busy
         spent = [
             after - then
             for after, then in zip(
-                [cpu_ns(self._server.pid), cpu_ns(peer.pid) if peer else 0, _children_ns()], spent, strict=True
+                [cpu_ns(self._server.pid), cpu_ns(peer.pid) if peer else 0, _children_ns()],
+                spent,
+                strict=True,
             )
         ]
         after, own_after = self._counters(), peer.counters() if peer else {}
@@ -104,7 +110,8 @@ class Bench:
         self._check_work(case, requests, _difference(before, after), share)
         self._check_value(case, port)
         server_us, proxy_us, generator_us = (ns / 1_000 / requests for ns in spent)
-        return Sample(requests, proxy_us, server_us, generator_us, seconds, share)
+        others = max(0.0, busy - sum(spent) / 1e9) / (seconds * (os.cpu_count() or 1))
+        return Sample(requests, proxy_us, server_us, generator_us, seconds, others, share)
 
     def _warm_up(self, case: Case, peer: Peer | None, requests: int) -> None:
         for _ in range(_WARM_UPS_MAX):
@@ -131,14 +138,16 @@ class Bench:
             check=False,
         )
         if done.returncode != 0:
-            raise WrongWorkError(f"{case}: redis-benchmark ended with {done.returncode}: {done.stderr[-200:]}")
+            raise WrongWorkError(
+                f"{case}: redis-benchmark ended with {done.returncode}: {done.stderr[-200:]}"
+            )
         if errors := re.findall(r"Error from server.*", done.stdout + done.stderr):
             raise WrongWorkError(f"{case}: {errors[0]}")
 
     def _counters(self) -> dict[str, int]:
         """What the server says it did: GETs, keys found and not found, errors."""
-        info: dict[str, dict[str, int]] = self._client.info("commandstats")  # type: ignore[assignment]
-        stats: dict[str, int] = self._client.info("stats")  # type: ignore[assignment]
+        info: dict[str, dict[str, int]] = self._client.info("commandstats")
+        stats: dict[str, int] = self._client.info("stats")
         gets = info.get("cmdstat_get", {})
         return {
             "gets": int(gets.get("calls", 0)),
@@ -171,6 +180,13 @@ def _children_ns() -> int:
     """CPU time of the load generators that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return int((usage.ru_utime + usage.ru_stime) * 1e9)
+
+
+def _machine_busy_s() -> float:
+    """Seconds that all cores together have not been idle, time stolen by a hypervisor included."""
+    fields = [int(word) for word in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
+    user, nice, system, _idle, _waiting, interrupts, soft_interrupts, stolen = fields
+    return (user + nice + system + interrupts + soft_interrupts + stolen) / os.sysconf("SC_CLK_TCK")
 
 
 def _difference(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:

@@ -153,7 +153,9 @@ def start_twemproxy(program: Program, server_port: int, folder: Path) -> Peer:
 
 def start_haproxy(program: Program, server_port: int, folder: Path) -> Peer:
     """Debian's HAProxy, tcp mode, in the foreground."""
-    return _start("haproxy", server_port, folder, _HAPROXY, lambda config: [program.path, "-db", "-f", config])
+    return _start(
+        "haproxy", server_port, folder, _HAPROXY, lambda config: [program.path, "-db", "-f", config]
+    )
 
 
 def start_envoy(program: Program, server_port: int, folder: Path) -> Peer:

@@ -32,14 +32,14 @@ ORDER: Final[dict[str, list[str]]] = {
     ],
 }
 
-# (value bytes, pipeline) -> requests of one measurement, one to three seconds of them.
+# (value bytes, pipeline) -> requests of one measurement, one to four seconds of them.
 REQUESTS: Final[dict[tuple[int, int], int]] = {
-    (64, 1): 70_000,
-    (64, 16): 500_000,
-    (1024, 1): 60_000,
-    (1024, 16): 300_000,
-    (16_384, 1): 30_000,
-    (16_384, 16): 60_000,
+    (64, 1): 160_000,
+    (64, 16): 1_000_000,
+    (1024, 1): 120_000,
+    (1024, 16): 480_000,
+    (16_384, 1): 64_000,
+    (16_384, 16): 96_000,
 }
 
 

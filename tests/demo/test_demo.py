@@ -64,3 +64,14 @@ def test_an_interrupt_at_any_moment_leaves_nothing_behind(
     assert (process.returncode, out, err) == (130, "", "")
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in seen))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_demo_leaves_no_process(
+    start_keyheat: Run, children: Callable[[int], set[int]], tmp_path: Path, eventually: Run
+) -> None:
+    process = start_keyheat("demo", "--json", TMPDIR=str(tmp_path))
+    # Three servers, four readers, one writer.
+    started = eventually(lambda: found if len(found := children(process.pid)) == 8 else None, timeout_s=30)
+    process.kill()
+    process.wait()
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))

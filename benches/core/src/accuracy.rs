@@ -34,11 +34,20 @@ struct Score {
 
 impl Score {
     fn recall(&self) -> f64 {
-        self.found as f64 / (self.found + self.missed).max(1) as f64
+        part(self.found, self.missed)
     }
 
     fn precision(&self) -> f64 {
-        self.found as f64 / (self.found + self.wrong).max(1) as f64
+        part(self.found, self.wrong)
+    }
+}
+
+/// The part of what is right; all of it where there is nothing.
+fn part(right: u64, other: u64) -> f64 {
+    if other == 0 {
+        1.0
+    } else {
+        right as f64 / (right + other) as f64
     }
 }
 

@@ -59,10 +59,16 @@ impl Report {
             "`{command}{}`\n",
             if is_small { " --small" } else { "" }
         );
+        let cpu = cpu();
+        let _ = writeln!(
+            markdown,
+            "On {cpu}. Times are medians, with the middle eight tenths in brackets.\n"
+        );
         for file in &missing {
             let _ = writeln!(markdown, "Left out, since it was not there: {file}.\n");
         }
         let mut json = Map::new();
+        json.insert("cpu".into(), json!(cpu));
         json.insert("is_small".into(), json!(is_small));
         json.insert("missing".into(), json!(missing));
         Self {
@@ -131,4 +137,17 @@ impl Report {
         println!("written to {}/core.md and core.json", directory.display());
         Ok(())
     }
+}
+
+/// What the machine says of itself.
+fn cpu() -> String {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"));
+    let model = model.map_or("an unnamed CPU", |rest| {
+        rest.trim_start_matches([' ', '\t', ':'])
+    });
+    format!("{cores} × {model}")
 }

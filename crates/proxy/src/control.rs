@@ -6,7 +6,7 @@
 //! milliseconds; the tick is for cooling and for what nobody nominated.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -67,10 +67,11 @@ pub(crate) struct ShardHandle {
 }
 
 impl ShardHandle {
-    pub fn tell(&self, message: ToShard) {
-        if self.inbox.send(message).is_ok() {
-            let _ = self.waker.wake();
-        }
+    /// Returns the message where the shard is no more.
+    pub fn tell(&self, message: ToShard) -> Result<(), ToShard> {
+        self.inbox.send(message).map_err(|e| e.0)?;
+        let _ = self.waker.wake();
+        Ok(())
     }
 }
 
@@ -99,6 +100,7 @@ pub(crate) struct Shared {
     pub topology_error: Mutex<String>,
     pub cache_on: AtomicBool,
     pub refusals: Mutex<BTreeSet<String>>,
+    pub shards_dead: AtomicUsize,
     pub started: Instant,
 }
 
@@ -199,7 +201,7 @@ impl Control {
             ToControl::NoTopology(why) => {
                 lock(&self.shared.topology_error).clone_from(&why);
                 for shard in &self.shards {
-                    shard.tell(ToShard::NoTopology(why.clone()));
+                    let _ = shard.tell(ToShard::NoTopology(why.clone()));
                 }
             }
             ToControl::NoTracking(why) => {
@@ -210,7 +212,7 @@ impl Control {
             ToControl::LocalCache(on) => {
                 self.shared.cache_on.store(on, Relaxed);
                 for shard in &self.shards {
-                    shard.tell(ToShard::LocalCache(on));
+                    let _ = shard.tell(ToShard::LocalCache(on));
                 }
             }
             ToControl::Stop => return None,
@@ -234,7 +236,7 @@ impl Control {
         self.detector
             .set_nodes(|key| topology.owner(slot::slot(key)));
         for shard in &self.shards {
-            shard.tell(ToShard::Topology(Arc::clone(&topology)));
+            let _ = shard.tell(ToShard::Topology(Arc::clone(&topology)));
         }
         self.shared.topology.store(Some(topology));
     }
@@ -246,7 +248,7 @@ impl Control {
         }
         let (sender, replies) = channel();
         for shard in &self.shards {
-            shard.tell(ToShard::Poll(Arc::clone(&candidates), sender.clone()));
+            let _ = shard.tell(ToShard::Poll(Arc::clone(&candidates), sender.clone()));
         }
         drop(sender);
         let until = Instant::now() + POLL_TIMEOUT;
@@ -292,7 +294,7 @@ impl Control {
                 plans: plans.clone(),
             });
             for shard in &self.shards {
-                shard.tell(ToShard::Hot(Arc::clone(&view)));
+                let _ = shard.tell(ToShard::Hot(Arc::clone(&view)));
             }
             self.sent_plans.clone_from(&plans);
         }

@@ -98,11 +98,15 @@ fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Full<
 
 /// Whether the proxy has an upstream to serve from.
 fn health(shared: &Shared) -> (bool, Value) {
-    let failure = lock(&shared.topology_error).clone();
+    let mut failure = lock(&shared.topology_error).clone();
+    let dead = shared.shards_dead.load(Relaxed);
+    if dead > 0 {
+        failure = format!("{dead} shards have died; start the proxy anew");
+    }
     let topology = shared.topology.load();
     let is_well = topology.is_some() && failure.is_empty();
     let body = json!({
-        "status": if is_well { "ok" } else { "upstream unreachable" },
+        "status": if is_well { "ok" } else { "failing" },
         "reason": if failure.is_empty() { Value::Null } else { failure.into() },
         "primaries": topology.as_ref().map_or(0, |t| t.primaries.len()),
         "uptime_s": shared.started.elapsed().as_secs(),

@@ -28,7 +28,7 @@ pub mod stats;
 pub mod topology;
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::mpsc::{channel, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -76,6 +76,7 @@ impl Proxy {
             topology_error: Mutex::new("not looked at yet".into()),
             cache_on: AtomicBool::new(settings.local_cache),
             refusals: Mutex::default(),
+            shards_dead: AtomicUsize::new(0),
             started: Instant::now(),
         });
         let (control, control_inbox) = channel();
@@ -101,7 +102,14 @@ impl Proxy {
                 next_client_id: Arc::clone(&next_client_id),
             };
             let shard = Shard::new(parts).map_err(std::io::Error::other)?;
-            threads.push(spawn(&format!("keyheat-shard-{index}"), move || shard.run())?);
+            let told = Arc::clone(&shared);
+            threads.push(spawn(&format!("keyheat-shard-{index}"), move || {
+                let run = std::panic::AssertUnwindSafe(|| shard.run());
+                if std::panic::catch_unwind(run).is_err() {
+                    tracing::error!("shard {index} has died of a bug; its clients are cut");
+                    told.shards_dead.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
+            })?);
             shards.push(ShardHandle { inbox, waker });
         }
         let running = Control::start(
@@ -179,7 +187,7 @@ impl Proxy {
     pub fn drain(&self, timeout: Duration) -> bool {
         self.acceptor.stop();
         for shard in &self.shards {
-            shard.tell(ToShard::Drain);
+            let _ = shard.tell(ToShard::Drain);
         }
         let until = Instant::now() + timeout;
         while Instant::now() < until {
@@ -195,8 +203,9 @@ impl Proxy {
     /// Ends everything now.
     pub fn stop(&mut self) {
         self.acceptor.stop();
+        self.threads.extend(self.acceptor.thread.take());
         for shard in &self.shards {
-            shard.tell(ToShard::Stop);
+            let _ = shard.tell(ToShard::Stop);
         }
         let _ = self.control.send(ToControl::Stop);
         if let Some((_, stop)) = self.http.take() {

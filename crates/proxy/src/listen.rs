@@ -7,6 +7,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -22,6 +23,7 @@ pub(crate) struct Acceptor {
     address: SocketAddr,
     waker: Waker,
     is_stopped: Arc<AtomicBool>,
+    pub thread: Option<JoinHandle<()>>,
 }
 
 impl Acceptor {
@@ -36,7 +38,7 @@ impl Acceptor {
         let waker = Waker::new(poll.registry(), STOP)?;
         let is_stopped = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&is_stopped);
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("keyheat-accept".into())
             .spawn(move || {
                 if let Err(e) = run(listener, poll, &shards, &shared, &stopped) {
@@ -47,6 +49,7 @@ impl Acceptor {
             address,
             waker,
             is_stopped,
+            thread: Some(thread),
         })
     }
 
@@ -94,8 +97,15 @@ fn run(
                         continue;
                     }
                     let _ = stream.set_nodelay(true);
-                    shards[turn % shards.len()].tell(ToShard::Client(stream, peer.to_string()));
-                    turn += 1;
+                    let mut message = ToShard::Client(stream, peer.to_string());
+                    // A shard that has died (a bug) must not swallow its share of the clients.
+                    for _ in 0..shards.len() {
+                        turn += 1;
+                        match shards[turn % shards.len()].tell(message) {
+                            Ok(()) => break,
+                            Err(returned) => message = returned,
+                        }
+                    }
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}

@@ -193,7 +193,8 @@ impl Window {
     /// Args: `bytes` moved for the access, either way; `node` the upstream node that owns the key.
     ///
     /// Returns true when the key's count in the current slice crossed a multiple of a check step
-    /// ([`Window::set_check_steps`]): the caller then estimates it and maybe nominates it.
+    /// ([`Window::set_check_steps`]): the caller then estimates it and maybe nominates it. One it
+    /// nominated a moment ago, or knows to be hot, it need not estimate again.
     #[inline]
     pub fn record(
         &mut self,

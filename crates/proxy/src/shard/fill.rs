@@ -250,7 +250,22 @@ impl Shard {
         let Some(fill) = self.fills.get(&number) else {
             return;
         };
+        // Nothing else is cached from there, so no heartbeat is on its way: the first one goes with
+        // the first registration.
+        let is_first = self.cache.is_idle(Self::source(fill.node));
         let up = &mut self.upstreams[tracking as usize];
+        if is_first {
+            let start = up.out.len();
+            encode::command(&mut up.out, &[b"ROLE"]);
+            let len = up.out.len() - start;
+            let owner = Owner::Beat {
+                is_role: true,
+                is_last: true,
+            };
+            up.pending.push_back(Pending::new(owner, len, self.now));
+            up.beats_in_flight += 1;
+            self.stats.heartbeats.add(1);
+        }
         let start = up.out.len();
         encode::command(&mut up.out, &[b"EXISTS", &fill.key]);
         let len = up.out.len() - start;
@@ -262,12 +277,8 @@ impl Shard {
         self.mark_upstream(tracking);
     }
 
-    pub(super) fn on_registered(&mut self, number: u64, node: u32, pending: &Pending, frame: &[u8]) {
+    pub(super) fn on_registered(&mut self, number: u64, frame: &[u8]) {
         let is_answer = frame[0] == b':';
-        if is_answer {
-            // Even where its fill has given up, the answer proves that nothing older is on its way.
-            self.cache.proved(Self::source(node), pending.sent_at);
-        }
         let Some(fill) = self.fills.get(&number) else {
             return;
         };
@@ -280,7 +291,9 @@ impl Shard {
             }
             return self.abandon(number);
         }
-        self.cache.registered(&fill.token, pending.sent_at);
+        // Not a proof: it says nothing of the other slots, nor, without a Cluster, that the node is
+        // still the primary. That is for the heartbeats.
+        self.cache.registered(&fill.token, 0);
         if self.next_beat == 0 {
             self.next_beat = self.now + self.beat_every;
         }

@@ -23,6 +23,8 @@ const BACKOFF_MIN: Nanos = 50 * MS;
 const BACKOFF_MAX: Nanos = 2 * SEC;
 /// How long a request waits for a node that the topology does not know yet.
 const PARK: Nanos = SEC;
+/// An upstream that is silent so long is asked whether it is still there.
+const UPSTREAM_KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Idle connections kept per node for requests that need one of their own.
 const IDLE_MAX: usize = 16;
 
@@ -132,7 +134,7 @@ impl Shard {
         };
         let stream = TcpStream::connect(addr).map_err(|e| self.cannot_open(node, &e.to_string()))?;
         let _ = stream.set_nodelay(true);
-        keep_alive(&stream);
+        keep_alive(&stream, UPSTREAM_KEEP_ALIVE);
         self.generation = self.generation.wrapping_add(1);
         let mut up = Upstream::new(stream, self.generation, node, role, self.now);
         up.protocol = protocol;
@@ -289,7 +291,7 @@ impl Shard {
             self.stats.upstream_errors.add(1);
             let mut error = Vec::new();
             encode::error(&mut error, text);
-            self.give(&pending, up.node, &frame, &error);
+            self.give(&pending, &error);
         }
     }
 
@@ -348,10 +350,10 @@ impl Shard {
         let Some((is_ask, slot, address)) = redirect(reply) else {
             return false;
         };
-        self.stats.redirects.add(1);
         let Some((protocol, db)) = self.speaks(pending) else {
-            return true;
+            return false;
         };
+        self.stats.redirects.add(1);
         let mut pending = *pending;
         pending.redirects += 1;
         let node = self.topology.as_ref().and_then(|t| {
@@ -416,7 +418,7 @@ impl Shard {
                 let mut error = Vec::new();
                 encode::error(&mut error, &text);
                 self.settle_access(&pending, node, 0, frame);
-                self.give(&pending, node, frame, &error);
+                self.give(&pending, &error);
             }
         }
     }
@@ -454,7 +456,7 @@ impl Shard {
             let mut error = Vec::new();
             let text = format!("TRYAGAIN keyheat: slot {} has moved to an unknown node", p.slot);
             encode::error(&mut error, &text);
-            self.give(&p.pending, 0, &p.frame, &error);
+            self.give(&p.pending, &error);
         }
         if !self.parked.is_empty() {
             self.want_look();
@@ -522,10 +524,13 @@ fn redirect(reply: &[u8]) -> Option<(bool, u16, &str)> {
     Some((is_ask, slot, words.next()?))
 }
 
-/// A peer that has gone without a word is noticed within half a minute.
-fn keep_alive(stream: &TcpStream) {
+/// A peer that has gone without a word is noticed a quarter of a minute after that silence.
+pub(super) fn keep_alive<'a, S>(stream: &'a S, silence: Duration)
+where
+    socket2::SockRef<'a>: From<&'a S>,
+{
     let keepalive = socket2::TcpKeepalive::new()
-        .with_time(Duration::from_secs(10))
+        .with_time(silence)
         .with_interval(Duration::from_secs(5));
     #[cfg(target_os = "linux")]
     let keepalive = keepalive.with_retries(3);

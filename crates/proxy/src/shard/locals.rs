@@ -98,7 +98,7 @@ impl Shard {
             }
         }
         if let Some((user, password)) = credentials {
-            if let Err(text) = self.check_password(user, password) {
+            if let Err(text) = self.check_password(user, password, true) {
                 return self.refuse(id, text);
             }
             if let Some(client) = self.client(id) {
@@ -155,9 +155,13 @@ impl Shard {
         Flow::Next
     }
 
-    fn check_password(&self, user: &[u8], password: &[u8]) -> Result<(), &'static str> {
+    fn check_password(&self, user: &[u8], password: &[u8], names_user: bool) -> Result<(), &'static str> {
         let account = &self.settings.upstream;
         let Some(expected) = &account.password else {
+            if names_user && user == b"default" {
+                // A server without a password takes any for its default user, if it is named.
+                return Ok(());
+            }
             return Err(
                 "ERR AUTH <password> called without any password configured for the default \
                  user. Are you sure your configuration is correct?",
@@ -180,7 +184,7 @@ impl Shard {
             3 => (request.arg(1), request.arg(2)),
             _ => return self.refuse(id, "ERR syntax error"),
         };
-        match self.check_password(user, password) {
+        match self.check_password(user, password, request.argc() == 3) {
             Err(text) => self.refuse(id, text),
             Ok(()) => {
                 if let Some(client) = self.client(id) {

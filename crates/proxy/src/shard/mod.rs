@@ -68,6 +68,8 @@ const READ_BYTES: usize = 64 * 1024;
 const BACKLOG_SOFT_BYTES: usize = 1 << 20;
 /// A client with more unanswered requests than this gets no more of them read for now.
 const WAITING_MAX: usize = 4096;
+/// A client that is silent so long is asked whether it is still there.
+const CLIENT_KEEP_ALIVE: Duration = Duration::from_secs(300);
 /// How often a shard looks after itself.
 const TICK: Nanos = 100 * MS;
 
@@ -164,6 +166,8 @@ pub(crate) struct Shard {
     dirty_clients: Vec<ClientId>,
     dirty_upstreams: Vec<(u32, u32)>,
     again: VecDeque<ClientId>,
+    /// Upstreams that may have more to read, though no event will say so.
+    unread_upstreams: Vec<(u32, u32)>,
 
     topology: Option<Arc<Topology>>,
     topology_error: String,
@@ -227,6 +231,7 @@ impl Shard {
             dirty_clients: Vec::new(),
             dirty_upstreams: Vec::new(),
             again: VecDeque::new(),
+            unread_upstreams: Vec::new(),
             topology: None,
             topology_error: "not looked at yet".into(),
             looks_wanted_at: 0,
@@ -293,6 +298,12 @@ impl Shard {
                     }
                 }
             }
+            for (index, generation) in std::mem::take(&mut self.unread_upstreams) {
+                let up = self.upstreams.get(index as usize);
+                if up.is_some_and(|u| u.generation == generation) {
+                    self.read_upstream(index);
+                }
+            }
             self.run_timers();
             self.flush();
         }
@@ -301,7 +312,7 @@ impl Shard {
     }
 
     fn timeout(&self) -> Duration {
-        if !self.again.is_empty() {
+        if !self.again.is_empty() || !self.unread_upstreams.is_empty() {
             return Duration::ZERO;
         }
         let mut next = self.next_tick;
@@ -358,6 +369,7 @@ impl Shard {
         if self.is_draining {
             return;
         }
+        forward::keep_alive(&stream, CLIENT_KEEP_ALIVE);
         self.generation = self.generation.wrapping_add(1);
         let id = self.next_client_id.fetch_add(1, Relaxed);
         let mut client = Client::new(TcpStream::from_std(stream), self.generation, id, peer);
@@ -411,9 +423,15 @@ impl Shard {
         }
     }
 
-    /// Writes what the turn has gathered. Failures of an upstream give clients more to read, so
-    /// upstreams go first.
+    /// Writes what the turn has gathered, until nothing is left to be tried: a failure on one side
+    /// gives the other side more to write.
     fn flush(&mut self) {
+        while !self.dirty_upstreams.is_empty() || !self.dirty_clients.is_empty() {
+            self.flush_once();
+        }
+    }
+
+    fn flush_once(&mut self) {
         while let Some((index, generation)) = self.dirty_upstreams.pop() {
             let is_same = self
                 .upstreams

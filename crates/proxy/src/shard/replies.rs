@@ -10,6 +10,9 @@ use super::upstream::{Owner, Pending, Role, Stage};
 use super::Shard;
 use crate::clock;
 
+/// Reads of one upstream in one turn of the loop.
+const READS_MAX: u32 = 8;
+
 impl Shard {
     pub(super) fn on_upstream(&mut self, index: u32, event: &Event) {
         let Some(up) = self.upstreams.get_mut(index as usize) else {
@@ -32,16 +35,20 @@ impl Shard {
         }
     }
 
-    /// Reads until the socket has no more, so that what is cached is judged after every
-    /// invalidation that has arrived.
-    fn read_upstream(&mut self, index: u32) {
+    /// Reads until the socket has no more, or long enough: one upstream must not keep the others
+    /// waiting.
+    pub(super) fn read_upstream(&mut self, index: u32) {
         let mut scratch = std::mem::take(&mut self.scratch);
         let generation = self.upstreams.get(index as usize).map(|u| u.generation);
-        loop {
+        for turn in 0.. {
             let Some(up) = self.upstreams.get_mut(index as usize) else {
                 break;
             };
             if Some(up.generation) != generation {
+                break;
+            }
+            if turn == READS_MAX {
+                self.unread_upstreams.push((index, up.generation));
                 break;
             }
             match up.stream.read(&mut scratch) {
@@ -211,7 +218,7 @@ impl Shard {
             return;
         }
         self.settle_access(&pending, node, frame.len() as u64, &request);
-        self.give(&pending, node, &request, frame);
+        self.give(&pending, frame);
         if pending.has(Pending::RELEASES) {
             self.on_session_reply(&pending, frame);
         }
@@ -272,10 +279,10 @@ impl Shard {
     }
 
     /// Hands a whole reply to its owner.
-    pub(super) fn give(&mut self, pending: &Pending, node: u32, request: &[u8], frame: &[u8]) {
+    pub(super) fn give(&mut self, pending: &Pending, frame: &[u8]) {
         match pending.owner {
             Owner::Client(ticket) => {
-                let softened = soften(pending, frame);
+                let softened = soften(frame);
                 self.pass_on(
                     ticket.client,
                     ticket.seq,
@@ -287,10 +294,9 @@ impl Shard {
             Owner::Fill(fill) => self.on_fill_value(fill, frame),
             Owner::FillTtl(fill) => self.on_fill_ttl(fill, pending, frame),
             Owner::FillFields(fill) => self.on_fill_fields(fill, frame),
-            Owner::Register(fill) => self.on_registered(fill, node, pending, frame),
+            Owner::Register(fill) => self.on_registered(fill, frame),
             Owner::Beat { .. } | Owner::Setup(_) | Owner::Nobody => {}
         }
-        let _ = request;
     }
 
     fn on_setup(&mut self, index: u32, step: super::upstream::Step, frame: &[u8]) {
@@ -333,8 +339,7 @@ pub(super) fn is_primary(frame: &[u8]) -> bool {
 
 /// A redirect that cannot be followed (inside a transaction) must not reach a client that
 /// believes it talks to one server.
-fn soften(pending: &Pending, frame: &[u8]) -> Option<Vec<u8>> {
-    let _ = pending;
+fn soften(frame: &[u8]) -> Option<Vec<u8>> {
     if frame.starts_with(b"-MOVED ") || frame.starts_with(b"-ASK ") {
         let mut error = Vec::new();
         encode::error(

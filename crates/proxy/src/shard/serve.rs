@@ -284,6 +284,8 @@ impl Shard {
                 return self.refuse(id, &text);
             }
         }
+        // From here on a subcommand stands for its command: it is what has keys and writes.
+        let command = command.map(|c| c.sub(request.arg(1)).unwrap_or(c));
         let is_plain = client.transaction == Transaction::None && client.subscriptions == 0;
         if !is_plain {
             if let Some(flow) = self.in_session(id, request, command, class) {
@@ -322,7 +324,6 @@ impl Shard {
         request: &Request<'_>,
         command: &'static Command,
     ) -> Result<Keys, &'static str> {
-        let spec = command.sub(request.arg(1)).unwrap_or(command);
         let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
         let mut keys = Keys {
             hash: 0,
@@ -331,7 +332,7 @@ impl Shard {
             slot: None,
         };
         let mut is_apart = false;
-        let found = spec.for_each_key(
+        let found = command.for_each_key(
             request.argc(),
             |i| request.arg(i),
             |i| {
@@ -414,9 +415,8 @@ impl Shard {
             self.epochs.bump(keys.hash);
             return;
         }
-        let spec = command.sub(request.arg(1)).unwrap_or(command);
         let (hasher, epochs) = (&self.hasher, &self.epochs);
-        let _ = spec.for_each_key(
+        let _ = command.for_each_key(
             request.argc(),
             |i| request.arg(i),
             |i| epochs.bump(hasher.hash(request.arg(i))),

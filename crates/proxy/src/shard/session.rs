@@ -222,9 +222,8 @@ impl Shard {
     }
 
     fn remember_writes(&mut self, id: ClientId, request: &Request<'_>, command: &'static Command) {
-        let spec = command.sub(request.arg(1)).unwrap_or(command);
         let mut hashes = Vec::new();
-        let _ = spec.for_each_key(
+        let _ = command.for_each_key(
             request.argc(),
             |i| request.arg(i),
             |i| hashes.push(self.hasher.hash(request.arg(i))),

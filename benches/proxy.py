@@ -1,0 +1,193 @@
+"""CPU per request of keyheat's proxy, beside the server itself and other proxies.
+
+    .venv/bin/python benches/proxy.py            the full run, about twenty minutes
+    .venv/bin/python benches/proxy.py --small    64 B values only, about a minute
+    .venv/bin/python benches/proxy.py --only '64 B P1 .*(keyheat|twemproxy)$'
+
+How it measures and what it refuses to count is told in `benches/README.md`; the code is in
+`benches/proxy_bench/`, in reading order: `plan`, `peers`, `measure`, `report`.
+"""
+
+import argparse
+import contextlib
+import re
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from keyheat.server.binary import find_binary
+from keyheat.server.embedded import EmbeddedServer
+from keyheat.server.rundir import RunDir
+from proxy_bench import install, report
+from proxy_bench.install import Program
+from proxy_bench.measure import Bench, WrongWorkError
+from proxy_bench.peers import KEYHEAT, STARTERS, Peer, PeerError, start_keyheat
+from proxy_bench.plan import ORDER, REQUESTS, TARGETS, Case, size_name
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+RESULTS: Final = ROOT / "benches" / "results"
+PAIRS: Final = 10
+PAIRS_SMALL: Final = 3
+# Rounds of the sizes that no target is about.
+ROUNDS_BESIDE: Final = 3
+SMALL_DIVISOR: Final = 4
+# Requests come in whole pipelines of all clients.
+_MULTIPLE: Final = 800
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How often a case is measured, and with how many requests each time."""
+
+    rounds: int
+    requests: int
+
+
+def main() -> int:
+    """Run the benchmark; 1 if a measurement was not what it should have been."""
+    options = _options()
+    signal.signal(signal.SIGTERM, _interrupt)
+    cases = _cases(options)
+    if not cases:
+        print(f"--only {options.only!r} matches nothing", file=sys.stderr)
+        return 2
+    programs, missing = install.find_all(ROOT / "target")
+    for line in missing:
+        print(line, file=sys.stderr)
+    if "redis-benchmark" not in programs:
+        print("without redis-benchmark there is no load: nothing was measured", file=sys.stderr)
+        return 0
+    wrong: list[str] = []
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(EmbeddedServer(binary=find_binary(prefer_wheel=True)))
+            about = report.surroundings(server, programs)
+            peers = _start_peers(stack, server, programs, {case.peer for case in cases}, missing)
+            bench = Bench(server, programs["redis-benchmark"])
+            samples = _run(bench, peers, cases, wrong)
+        except KeyboardInterrupt:
+            print("interrupted: nothing is written, everything is stopped", file=sys.stderr)
+            return 130
+    text = report.write(
+        options.results, command=_command(options), about=about, samples=samples, notes=[*missing, *wrong]
+    )
+    print(text)
+    return 1 if wrong else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--small", action="store_true", help="64 B only, fewer requests and pairs")
+    parser.add_argument(
+        "--pairs", type=int, help=f"neighbouring pairs per target (default {PAIRS}, small {PAIRS_SMALL})"
+    )
+    parser.add_argument(
+        "--only", default="", metavar="REGEX", help="only cases such as '64 B P16 uniform keyheat'"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder to write to")
+    options = parser.parse_args()
+    if options.pairs is not None and options.pairs < 1:
+        parser.error("--pairs: 1 or more")
+    return options
+
+
+def _command(options: argparse.Namespace) -> str:
+    words = [".venv/bin/python benches/proxy.py", "--small" if options.small else ""]
+    words += [
+        f"--pairs {options.pairs}" if options.pairs else "",
+        f"--only '{options.only}'" if options.only else "",
+    ]
+    return " ".join(filter(None, words))
+
+
+def _cases(options: argparse.Namespace) -> dict[Case, Effort]:
+    """Every case with what is spent on it, in the order of a round."""
+    pairs = options.pairs or (PAIRS_SMALL if options.small else PAIRS)
+    targeted = {(target.value_bytes, target.pipeline) for target in TARGETS}
+    cases: dict[Case, Effort] = {}
+    for (size, pipeline), requests in REQUESTS.items():
+        if (size, pipeline) in targeted:
+            rounds = pairs
+        elif options.small:
+            continue
+        else:
+            rounds = min(pairs, ROUNDS_BESIDE)
+        each = requests // SMALL_DIVISOR if options.small else requests
+        effort = Effort(rounds, each // _MULTIPLE * _MULTIPLE)
+        for workload, order in ORDER.items():
+            for peer in order:
+                case = Case(size, pipeline, workload, peer)
+                if re.search(options.only, str(case)):
+                    cases[case] = effort
+    return cases
+
+
+def _start_peers(
+    stack: contextlib.ExitStack,
+    server: EmbeddedServer,
+    programs: dict[str, Program],
+    wanted: set[str],
+    missing: list[str],
+) -> dict[str, Peer]:
+    """The proxies that can be had; what does not start is named in `missing`."""
+    folder = stack.enter_context(RunDir()).path
+    peers: dict[str, Peer] = {}
+    for name, (program, start) in STARTERS.items():
+        if name in wanted and program in programs:
+            try:
+                peers[name] = start(programs[program], server.port, folder)
+            except PeerError as error:
+                print(error, file=sys.stderr)
+                missing.append(str(error))
+            else:
+                stack.callback(peers[name].close)
+    for name in KEYHEAT:
+        if name in wanted:
+            peers[name] = start_keyheat(name, server.port, folder)
+            stack.callback(peers[name].close)
+    return peers
+
+
+def _run(bench: Bench, peers: dict[str, Peer], cases: dict[Case, Effort], wrong: list[str]) -> report.Samples:
+    """All rounds: cell by cell, and in a cell every case once per round, there and back again."""
+    samples: report.Samples = {case: {} for case in cases}
+    runs = sum(effort.rounds for case, effort in cases.items() if case.peer in {"server", *peers})
+    done, start = 0, time.monotonic()
+    for size in dict.fromkeys(case.value_bytes for case in cases):
+        _say(f"filling the server with values of {size_name(size)}")
+        bench.fill(size)
+        for pipeline in dict.fromkeys(case.pipeline for case in cases if case.value_bytes == size):
+            cell = [case for case in cases if (case.value_bytes, case.pipeline) == (size, pipeline)]
+            cell = [case for case in cell if case.peer in {"server", *peers}]
+            for number in range(max((cases[case].rounds for case in cell), default=0)):
+                for case in cell if number % 2 == 0 else reversed(cell):
+                    try:
+                        sample = bench.measure(case, peers.get(case.peer), cases[case].requests)
+                    except WrongWorkError as error:
+                        wrong.append(str(error))
+                        _say(f"WRONG {error}")
+                        continue
+                    finally:
+                        done += 1
+                    samples[case][number] = sample
+                    left = (time.monotonic() - start) / done * (runs - done)
+                    _say(f"[{done}/{runs}, {left / 60:.0f} min left] {case}: {sample.own_us:.2f} µs")
+    return samples
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

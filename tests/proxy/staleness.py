@@ -5,7 +5,6 @@ acknowledged. The writer runs in a process of its own and writes to the server i
 proxy, so the proxy learns of a write only by its invalidation.
 """
 
-import bisect
 import json
 import socket
 import subprocess
@@ -13,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import Self
 
 _WRITER = r"""
 import json, socket, sys, time
@@ -63,9 +63,9 @@ class Watch:
     threads: int = 4
     _reads: list[tuple[int, int]] = field(default_factory=list)
     _errors: int = 0
-    _is_over: bool = False
+    _over: threading.Event = field(default_factory=threading.Event)
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> Self:
         """Start writing and reading."""
         host, port = self.server.rsplit(":", 1)
         command = [sys.executable, "-c", _WRITER, host, port, self.key, str(self.writes_per_s)]
@@ -79,13 +79,13 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         """Make sure that nothing goes on."""
-        self._is_over = True
+        self._over.set()
         self._writer.kill()
         self._writer.communicate()
 
     def verdict(self) -> Verdict:
         """End, and say what was seen."""
-        self._is_over = True
+        self._over.set()
         for each in self._readers:
             each.join(10)
         out, _ = self._writer.communicate("stop\n", timeout=10)
@@ -110,7 +110,7 @@ class Watch:
         with socket.create_connection((host, int(port))) as s:
             s.settimeout(0.2)
             s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            while not self._is_over:
+            while not self._over.is_set():
                 started = now_ns()
                 s.sendall(request)
                 reply = b""
@@ -118,7 +118,7 @@ class Watch:
                     try:
                         reply += s.recv(4096)
                     except TimeoutError:
-                        if self._is_over:
+                        if self._over.is_set():
                             return
                 if reply[:1] == b"$":
                     self._reads.append((started, int(reply.split(b"\r\n")[1])))

@@ -11,10 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from keyheat.server.cluster import EmbeddedCluster
 from keyheat.server.embedded import EmbeddedServer, free_ports
@@ -23,13 +26,13 @@ Eventually = Callable[..., Any]
 MIB = 1 << 20
 
 
-def stats(proxy: Any) -> dict[str, int]:  # noqa: ANN401
+def stats(proxy: Any) -> dict[str, int]:
     """The proxy's counters."""
     counters: dict[str, int] = json.loads(proxy.stats())
     return counters
 
 
-def connect(proxy: Any) -> socket.socket:  # noqa: ANN401
+def connect(proxy: Any) -> socket.socket:
     """A plain connection to the proxy."""
     host, port = proxy.listen.rsplit(":", 1)
     s = socket.create_connection((host, int(port)))
@@ -37,10 +40,10 @@ def connect(proxy: Any) -> socket.socket:  # noqa: ANN401
     return s
 
 
-def client(proxy: Any, **options: Any) -> Any:  # noqa: ANN401
+def client(proxy: Any, **options: Any) -> Any:
     """A redis-py client that does not try again by itself."""
     host, port = proxy.listen.rsplit(":", 1)
-    return redis.Redis(host=host, port=int(port), retry=None, **options)
+    return redis.Redis(host=host, port=int(port), retry=Retry(NoBackoff(), 0), **options)
 
 
 def ask(s: socket.socket, line: bytes) -> bytes:
@@ -49,7 +52,7 @@ def ask(s: socket.socket, line: bytes) -> bytes:
     return s.recv(4096)
 
 
-def is_up(proxy: Any) -> bool:  # noqa: ANN401
+def is_up(proxy: Any) -> bool:
     """Whether a request is served."""
     with connect(proxy) as s:
         return not ask(s, b"EXISTS x\r\n").startswith(b"-")
@@ -57,8 +60,8 @@ def is_up(proxy: Any) -> bool:  # noqa: ANN401
 
 def memory_mib() -> float:
     """Resident memory of this process, where the proxy runs too."""
-    with open("/proc/self/statm", encoding="ascii") as f:
-        return int(f.read().split()[1]) * os.sysconf("SC_PAGESIZE") / MIB
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGESIZE") / MIB
 
 
 def test_an_upstream_that_is_down_at_start_gives_clear_errors_and_is_found_when_it_comes(
@@ -190,7 +193,7 @@ def test_refused_tracking_means_no_caching_said_once(
     assert stats(proxy)["local_hits"] == 0
 
 
-def is_served(r: Any) -> bool:  # noqa: ANN401
+def is_served(r: Any) -> bool:
     """Whether a request is served."""
     try:
         r.exists("x")

@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -22,7 +22,7 @@ def behind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def proxy(behind: str, request: pytest.FixtureRequest, proxy_factory: Any) -> Any:  # noqa: ANN401
+def proxy(behind: str, request: pytest.FixtureRequest, proxy_factory: Any) -> Any:
     """A proxy before a server, and before a Cluster."""
     if behind == "standalone":
         return proxy_factory(request.getfixturevalue("valkey"))
@@ -31,20 +31,20 @@ def proxy(behind: str, request: pytest.FixtureRequest, proxy_factory: Any) -> An
 
 
 @pytest.fixture(params=[2, 3])
-def r(proxy: Any, request: pytest.FixtureRequest) -> Iterator[Any]:  # noqa: ANN401
+def r(proxy: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
     """A redis-py client of either protocol."""
     with connect(proxy, protocol=request.param) as client:
         wait_ready(client)
         yield client
 
 
-def connect(proxy: Any, **options: Any) -> Any:  # noqa: ANN401
+def connect(proxy: Any, **options: Any) -> Any:
     """A redis-py client on the proxy."""
     host, port = proxy.listen.rsplit(":", 1)
     return redis.Redis(host=host, port=int(port), **options)
 
 
-def wait_ready(client: Any) -> None:  # noqa: ANN401
+def wait_ready(client: Any) -> None:
     """Wait until the proxy knows its upstream."""
     deadline = time.monotonic() + 10
     while True:
@@ -60,7 +60,7 @@ def wait_ready(client: Any) -> None:  # noqa: ANN401
 KEYS = [f"key:{i}" for i in range(50)]
 
 
-def test_values_of_every_type_come_back(r: Any) -> None:  # noqa: ANN401
+def test_values_of_every_type_come_back(r: Any) -> None:
     assert r.set("s", b"\x00\r\n\xff") is True
     assert r.get("s") == b"\x00\r\n\xff"
     assert r.get("none") is None
@@ -77,7 +77,7 @@ def test_values_of_every_type_come_back(r: Any) -> None:  # noqa: ANN401
     assert r.xrange("x") == [(stream_id, {b"f": b"v"})]
 
 
-def test_an_error_of_the_server_is_passed_on(r: Any) -> None:  # noqa: ANN401
+def test_an_error_of_the_server_is_passed_on(r: Any) -> None:
     r.set("s", 1)
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         r.lpush("s", 1)
@@ -87,7 +87,7 @@ def test_an_error_of_the_server_is_passed_on(r: Any) -> None:  # noqa: ANN401
         r.execute_command("GET")
 
 
-def test_commands_over_many_keys_are_split_and_merged(r: Any) -> None:  # noqa: ANN401
+def test_commands_over_many_keys_are_split_and_merged(r: Any) -> None:
     assert r.mset({k: k for k in KEYS}) is True
     assert r.mget(*KEYS, "none") == [*(k.encode() for k in KEYS), None]
     assert r.exists(*KEYS, "none", KEYS[0]) == len(KEYS) + 1
@@ -97,7 +97,7 @@ def test_commands_over_many_keys_are_split_and_merged(r: Any) -> None:  # noqa: 
     assert r.dbsize() == 0
 
 
-def test_the_whole_keyspace_is_seen(r: Any) -> None:  # noqa: ANN401
+def test_the_whole_keyspace_is_seen(r: Any) -> None:
     r.mset({k: k for k in KEYS})
     assert r.dbsize() == len(KEYS)
     assert sorted(r.keys("key:*")) == sorted(k.encode() for k in KEYS)
@@ -108,7 +108,7 @@ def test_the_whole_keyspace_is_seen(r: Any) -> None:  # noqa: ANN401
     assert r.randomkey() is None
 
 
-def test_pipelines_answer_in_order(r: Any) -> None:  # noqa: ANN401
+def test_pipelines_answer_in_order(r: Any) -> None:
     pipe = r.pipeline(transaction=False)
     for k in KEYS:
         pipe.set(k, k)
@@ -120,7 +120,7 @@ def test_pipelines_answer_in_order(r: Any) -> None:  # noqa: ANN401
     assert pipe.execute() == expected
 
 
-def test_transactions_run_as_one(r: Any) -> None:  # noqa: ANN401
+def test_transactions_run_as_one(r: Any) -> None:
     pipe = r.pipeline()
     pipe.set("{t}a", 1).incr("{t}a").get("{t}a").ping()
     assert pipe.execute() == [True, 2, b"2", True]
@@ -130,7 +130,7 @@ def test_transactions_run_as_one(r: Any) -> None:  # noqa: ANN401
         r.execute_command("EXEC")
 
 
-def test_watch_sees_a_write_by_another(r: Any, proxy: Any) -> None:  # noqa: ANN401
+def test_watch_sees_a_write_by_another(r: Any, proxy: Any) -> None:
     with connect(proxy) as other, r.pipeline() as pipe:
         r.set("{t}a", 1)
         pipe.watch("{t}a")
@@ -147,7 +147,7 @@ def test_watch_sees_a_write_by_another(r: Any, proxy: Any) -> None:  # noqa: ANN
         assert pipe.execute() == [True]
 
 
-def test_a_transaction_with_an_error_is_discarded(r: Any) -> None:  # noqa: ANN401
+def test_a_transaction_with_an_error_is_discarded(r: Any) -> None:
     pipe = r.pipeline()
     pipe.set("{t}a", 1)
     pipe.execute_command("NOSUCH")
@@ -162,13 +162,13 @@ def test_a_transaction_with_an_error_is_discarded(r: Any) -> None:  # noqa: ANN4
     assert r.get("{t}a") is None
 
 
-def test_a_connection_is_given_back_after_exec(r: Any, proxy: Any) -> None:  # noqa: ANN401
+def test_a_connection_is_given_back_after_exec(r: Any, proxy: Any) -> None:
     for _ in range(50):
         r.pipeline().set("{t}a", 1).execute()
     assert json.loads(proxy.stats())["upstreams"] < 20
 
 
-def test_blocking_commands_wait_and_are_woken(r: Any, proxy: Any) -> None:  # noqa: ANN401
+def test_blocking_commands_wait_and_are_woken(r: Any, proxy: Any) -> None:
     assert r.blpop("queue", timeout=0.05) is None
     with connect(proxy) as other:
         timer = threading.Timer(0.1, lambda: other.rpush("queue", "job"))
@@ -179,7 +179,7 @@ def test_blocking_commands_wait_and_are_woken(r: Any, proxy: Any) -> None:  # no
     assert r.ping() is True
 
 
-def test_a_client_that_leaves_a_blocking_command_takes_nothing(proxy: Any, r: Any) -> None:  # noqa: ANN401
+def test_a_client_that_leaves_a_blocking_command_takes_nothing(proxy: Any, r: Any) -> None:
     host, port = proxy.listen.split(":")
     with socket.create_connection((host, int(port))) as s:
         s.sendall(b"BLPOP queue 0\r\n")
@@ -189,7 +189,7 @@ def test_a_client_that_leaves_a_blocking_command_takes_nothing(proxy: Any, r: An
     assert r.lpop("queue") == b"job"
 
 
-def test_subscriptions_receive_what_is_published(r: Any) -> None:  # noqa: ANN401
+def test_subscriptions_receive_what_is_published(r: Any) -> None:
     with r.pubsub() as p:
         p.subscribe("channel")
         p.psubscribe("pattern:*")
@@ -205,7 +205,7 @@ def test_subscriptions_receive_what_is_published(r: Any) -> None:  # noqa: ANN40
         assert kinds == ["unsubscribe", "punsubscribe"]
 
 
-def test_scripts_run_where_their_keys_are(r: Any) -> None:  # noqa: ANN401
+def test_scripts_run_where_their_keys_are(r: Any) -> None:
     script = r.register_script("return redis.call('incrby', KEYS[1], ARGV[1])")
     for i in range(20):
         assert script(keys=[f"n:{i}"], args=[5]) == 5
@@ -213,7 +213,7 @@ def test_scripts_run_where_their_keys_are(r: Any) -> None:  # noqa: ANN401
     assert r.eval("return 7", 0) == 7
 
 
-def test_keys_of_one_command_in_several_slots_are_refused_before_a_cluster(r: Any, behind: str) -> None:  # noqa: ANN401
+def test_keys_of_one_command_in_several_slots_are_refused_before_a_cluster(r: Any, behind: str) -> None:
     if behind == "standalone":
         r.set("a", 1)
         assert r.rename("a", "b") is True
@@ -226,13 +226,13 @@ def test_keys_of_one_command_in_several_slots_are_refused_before_a_cluster(r: An
     "command",
     ["MONITOR", "WAIT 1 0", "PSYNC ? -1", "CLIENT TRACKING ON", "CLIENT REPLY OFF", "CLIENT KILL ID 1"],
 )
-def test_what_is_not_supported_says_so(r: Any, command: str) -> None:  # noqa: ANN401
+def test_what_is_not_supported_says_so(r: Any, command: str) -> None:
     with pytest.raises(redis.ResponseError, match="keyheat"):
         r.execute_command(*command.split())
     assert r.ping() is True
 
 
-def test_the_client_sees_a_single_server(r: Any) -> None:  # noqa: ANN401
+def test_the_client_sees_a_single_server(r: Any) -> None:
     with pytest.raises(redis.ResponseError, match="cluster support disabled"):
         r.execute_command("CLUSTER", "INFO")
     assert r.client_setname("me") is True
@@ -241,7 +241,7 @@ def test_the_client_sees_a_single_server(r: Any) -> None:  # noqa: ANN401
     assert r.echo("x") == b"x"
 
 
-def test_the_protocol_can_change_on_the_way(proxy: Any, r: Any) -> None:  # noqa: ANN401
+def test_the_protocol_can_change_on_the_way(proxy: Any, r: Any) -> None:
     host, port = proxy.listen.split(":")
     r.hset("h", "f", "v")
     with socket.create_connection((host, int(port))) as s, s.makefile("rb") as f:
@@ -281,25 +281,27 @@ def test_a_password_upstream_is_asked_of_clients(own_server: Any, proxy_factory:
             assert right.get("k") == b"1"
 
 
-async def test_asyncio_clients_work(proxy: Any, r: Any) -> None:  # noqa: ANN401
+async def test_asyncio_clients_work(proxy: Any, r: Any) -> None:
     host, port = proxy.listen.split(":")
     for protocol in (2, 3):
         async with redis.asyncio.Redis(host=host, port=int(port), protocol=protocol) as client:
             await client.set("k", "v")
             assert await asyncio.gather(*(client.get("k") for _ in range(90))) == [b"v"] * 90
             async with client.pipeline() as pipe:
-                assert await pipe.incr("{t}n").incr("{t}n").execute() == [1, 2]
+                pipe.incr("{t}n")
+                pipe.incr("{t}n")
+                assert await pipe.execute() == [1, 2]
             await client.delete("{t}n")
     assert r.get("k") == b"v"
 
 
-def test_hot_reads_of_every_cacheable_type_are_answered_locally_and_stay_right(proxy: Any, r: Any) -> None:  # noqa: ANN401
+def test_hot_reads_of_every_cacheable_type_are_answered_locally_and_stay_right(proxy: Any, r: Any) -> None:
     r.set("hot:s", "v")
     r.rpush("hot:l", "a", "b")
     r.hset("hot:h", mapping={"f": "1", "g": "2"})
     r.sadd("hot:set", "m")
     r.zadd("hot:z", {"m": 1.5, "n": 2})
-    reads = {
+    reads: dict[str, Callable[[], Any]] = {
         "get": lambda: r.get("hot:s"),
         "strlen": lambda: r.strlen("hot:s"),
         "lrange": lambda: r.lrange("hot:l", 0, -1),
@@ -327,7 +329,7 @@ def test_hot_reads_of_every_cacheable_type_are_answered_locally_and_stay_right(p
     assert r.zscore("hot:z", "m") == 9
 
 
-def test_hash_fields_that_expire_are_not_served_past_their_time(proxy: Any, r: Any) -> None:  # noqa: ANN401
+def test_hash_fields_that_expire_are_not_served_past_their_time(proxy: Any, r: Any) -> None:
     r.hset("hot:h", mapping={"f": "1", "g": "2"})
     deadline = time.monotonic() + 5
     while json.loads(proxy.stats())["local_hits"] < 100 and time.monotonic() < deadline:

@@ -16,7 +16,7 @@ BOUND_MS = 100.0
 Eventually = Callable[..., Any]
 
 
-def stats(proxy: Any) -> dict[str, int]:  # noqa: ANN401 - the native class
+def stats(proxy: Any) -> dict[str, int]:
     """The proxy's counters."""
     counters: dict[str, int] = json.loads(proxy.stats())
     return counters
@@ -30,7 +30,7 @@ def relay(own_server: EmbeddedServer) -> Iterator[Relay]:
     made.close()
 
 
-def until_served_locally(proxy: Any, eventually: Eventually, hits: int = 200) -> None:  # noqa: ANN401
+def until_served_locally(proxy: Any, eventually: Eventually, hits: int = 200) -> None:
     """Wait until the watched key is answered from memory."""
     eventually(lambda: stats(proxy)["local_hits"] >= hits)
 

@@ -106,7 +106,9 @@ pub(crate) struct Shared {
 
 /// Takes a lock whose holder cannot have left it half-done.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 pub(crate) struct Control {
@@ -345,7 +347,10 @@ fn watch(mut watcher: Watcher, wanted: &Receiver<()>, control: &Sender<ToControl
         let looked = Instant::now();
         let wait = match watcher.look() {
             Ok(topology) => {
-                if control.send(ToControl::Topology(Arc::new(topology))).is_err() {
+                if control
+                    .send(ToControl::Topology(Arc::new(topology)))
+                    .is_err()
+                {
                     return;
                 }
                 retry = LOOK_MIN;

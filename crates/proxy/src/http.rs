@@ -61,7 +61,11 @@ pub(crate) fn serve(
 
 fn answer(request: &Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        return reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET only\n".into());
+        return reply(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "text/plain",
+            "GET only\n".into(),
+        );
     }
     match request.uri().path() {
         "/healthz" => {
@@ -197,10 +201,7 @@ fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
-        let n = chunk
-            .iter()
-            .fold(0u32, |n, &b| n << 8 | u32::from(b))
-            << (8 * (3 - chunk.len()));
+        let n = chunk.iter().fold(0u32, |n, &b| n << 8 | u32::from(b)) << (8 * (3 - chunk.len()));
         for i in 0..4 {
             if i <= chunk.len() {
                 out.push(DIGITS[(n >> (18 - 6 * i)) as usize & 63] as char);
@@ -225,7 +226,14 @@ pub(crate) fn metrics(shared: &Shared) -> String {
     let mut out = String::new();
     for (name, is_counter, help, value) in sums(&shared.stats) {
         let (kind, suffix) = if is_counter {
-            ("counter", if name.ends_with("_total") { "" } else { "_total" })
+            (
+                "counter",
+                if name.ends_with("_total") {
+                    ""
+                } else {
+                    "_total"
+                },
+            )
         } else {
             ("gauge", "")
         };
@@ -238,7 +246,11 @@ pub(crate) fn metrics(shared: &Shared) -> String {
     let hot = shared.hot.load();
     for (name, help, value) in [
         ("hot_keys", "Keys in the hot set.", hot.set.len() as f64),
-        ("hot_set_version", "Version of the hot set.", hot.set.version as f64),
+        (
+            "hot_set_version",
+            "Version of the hot set.",
+            hot.set.version as f64,
+        ),
         (
             "max_staleness_seconds",
             "The bound on staleness of a local answer.",

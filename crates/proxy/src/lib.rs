@@ -19,8 +19,8 @@
 
 pub mod clock;
 mod control;
-mod http;
 pub mod hotview;
+mod http;
 mod listen;
 pub mod settings;
 mod shard;
@@ -67,7 +67,9 @@ impl Proxy {
         let http = settings.http.as_deref().map(bind).transpose()?;
         let rules = settings.rule_set().map_err(std::io::Error::other)?;
         let count = settings.shard_count().max(1);
-        let stats: Vec<_> = (0..count).map(|_| Arc::new(ShardStats::default())).collect();
+        let stats: Vec<_> = (0..count)
+            .map(|_| Arc::new(ShardStats::default()))
+            .collect();
         let shared = Arc::new(Shared {
             settings: Arc::clone(&settings),
             stats: stats.clone(),
@@ -97,7 +99,7 @@ impl Proxy {
                 control: control.clone(),
                 stats,
                 epochs: Arc::clone(&epochs),
-                hasher: hasher.clone(),
+                hasher,
                 nominator: Nominator::new(&rules, count as u32),
                 next_client_id: Arc::clone(&next_client_id),
             };
@@ -107,7 +109,8 @@ impl Proxy {
                 let run = std::panic::AssertUnwindSafe(|| shard.run());
                 if std::panic::catch_unwind(run).is_err() {
                     tracing::error!("shard {index} has died of a bug; its clients are cut");
-                    told.shards_dead.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    told.shards_dead
+                        .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 }
             })?);
             shards.push(ShardHandle { inbox, waker });

@@ -215,7 +215,9 @@ impl Watcher {
                             info.version = v.into();
                         }
                         Some(("server_name", v)) => info.name = v.into(),
-                        Some(("redis_mode" | "server_mode", v)) => info.is_cluster |= v == "cluster",
+                        Some(("redis_mode" | "server_mode", v)) => {
+                            info.is_cluster |= v == "cluster"
+                        }
                         _ => {}
                     }
                 }
@@ -225,9 +227,7 @@ impl Watcher {
             Value::Error(e) => return Err(text(&e)),
             _ => return Err("does not answer like a Redis or Valkey server".into()),
         }
-        if let Value::Array(list) =
-            conn.call(&[b"COMMAND", b"INFO", b"hello", b"hpttl"])?
-        {
+        if let Value::Array(list) = conn.call(&[b"COMMAND", b"INFO", b"hello", b"hpttl"])? {
             let has = |i: usize| matches!(list.get(i), Some(Value::Array(a)) if !a.is_empty());
             info.has_resp3 = has(0);
             info.has_field_expiry = has(1);
@@ -286,7 +286,11 @@ impl Watcher {
             let id = match resolved.get(&name) {
                 Some(&id) => id,
                 None => {
-                    let node_addr = if name == address { addr } else { resolve(&name)? };
+                    let node_addr = if name == address {
+                        addr
+                    } else {
+                        resolve(&name)?
+                    };
                     let id = self.registry.id(&name, node_addr);
                     resolved.insert(name, id);
                     primaries.push(id);

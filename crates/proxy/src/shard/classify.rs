@@ -85,7 +85,9 @@ const REPLICATION: &str = "is between servers; connect to the server itself";
 
 /// Decides about a command by its name and flags.
 fn class_of(command: &Command) -> Class {
-    use Class::{AllNodes, AnyNode, Blocking, Keyed, OneServerOnly, Refused, Scan, Split, Subscribe};
+    use Class::{
+        AllNodes, AnyNode, Blocking, Keyed, OneServerOnly, Refused, Scan, Split, Subscribe,
+    };
     let name = command.name;
     match name {
         "ping" => return Class::Local(Local::Ping),
@@ -96,9 +98,7 @@ fn class_of(command: &Command) -> Class {
         "quit" => return Class::Local(Local::Quit),
         "reset" => return Class::Local(Local::Reset),
         "client" => return Class::Local(Local::Client),
-        "cluster" | "readonly" | "readwrite" | "asking" => {
-            return Class::Local(Local::NoCluster)
-        }
+        "cluster" | "readonly" | "readwrite" | "asking" => return Class::Local(Local::NoCluster),
         "multi" => return Class::Session(Session::Multi),
         "exec" => return Class::Session(Session::Exec),
         "discard" => return Class::Session(Session::Discard),

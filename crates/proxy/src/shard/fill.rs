@@ -405,7 +405,10 @@ impl Shard {
         let Some(fill) = self.fills.get_mut(&number) else {
             return;
         };
-        let is_missing = matches!(fill.value.as_deref(), Some(b"$-1\r\n" | b"_\r\n" | b"*-1\r\n"));
+        let is_missing = matches!(
+            fill.value.as_deref(),
+            Some(b"$-1\r\n" | b"_\r\n" | b"*-1\r\n")
+        );
         let answer = std::str::from_utf8(frame)
             .ok()
             .and_then(|s| s.strip_prefix(':')?.trim_end().parse::<i64>().ok());
@@ -435,9 +438,10 @@ impl Shard {
     }
 
     fn finish_fill(&mut self, number: u64) {
-        let is_done = self.fills.get(&number).is_some_and(|f| {
-            f.value.is_some() && f.ttl.is_some() && f.has_stable_fields.is_some()
-        });
+        let is_done = self
+            .fills
+            .get(&number)
+            .is_some_and(|f| f.value.is_some() && f.ttl.is_some() && f.has_stable_fields.is_some());
         if !is_done {
             return;
         }
@@ -479,7 +483,11 @@ impl Shard {
                 return;
             }
             self.fill_deadlines.pop_front();
-            if self.fills.get(&number).is_some_and(|f| f.read_sent_at.is_none()) {
+            if self
+                .fills
+                .get(&number)
+                .is_some_and(|f| f.read_sent_at.is_none())
+            {
                 self.abandon(number);
             }
         }
@@ -606,7 +614,11 @@ impl Shard {
                 self.dirty_upstreams.push((index, up.generation));
             }
         }
-        self.next_beat = if is_any { self.now + self.beat_every } else { 0 };
+        self.next_beat = if is_any {
+            self.now + self.beat_every
+        } else {
+            0
+        };
         for index in stuck {
             self.close_upstream(index, "heartbeats were not answered");
         }
@@ -652,7 +664,15 @@ impl Shard {
 fn is_empty_answer(value: Option<&[u8]>) -> bool {
     matches!(
         value,
-        Some(b":0\r\n" | b"*0\r\n" | b"~0\r\n" | b"%0\r\n" | b"$0\r\n\r\n" | b"+none\r\n" | b":-2\r\n")
+        Some(
+            b":0\r\n"
+                | b"*0\r\n"
+                | b"~0\r\n"
+                | b"%0\r\n"
+                | b"$0\r\n\r\n"
+                | b"+none\r\n"
+                | b":-2\r\n"
+        )
     ) || value.is_some_and(|v| v.starts_with(b"*") && is_all_null(v))
 }
 

@@ -25,6 +25,8 @@ const BACKOFF_MAX: Nanos = 2 * SEC;
 const PARK: Nanos = SEC;
 /// An upstream that is silent so long is asked whether it is still there.
 const UPSTREAM_KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// How long a node may take to answer HELLO, AUTH and the like.
+const SETUP_MAX: Nanos = 5 * SEC;
 /// Idle connections kept per node for requests that need one of their own.
 const IDLE_MAX: usize = 16;
 
@@ -132,7 +134,8 @@ impl Shard {
         else {
             return Err("ERR keyheat: the topology has changed; try again".into());
         };
-        let stream = TcpStream::connect(addr).map_err(|e| self.cannot_open(node, &e.to_string()))?;
+        let stream =
+            TcpStream::connect(addr).map_err(|e| self.cannot_open(node, &e.to_string()))?;
         let _ = stream.set_nodelay(true);
         keep_alive(&stream, UPSTREAM_KEEP_ALIVE);
         self.generation = self.generation.wrapping_add(1);
@@ -143,7 +146,10 @@ impl Shard {
         let index = entry.key() as u32;
         let token = Token(entry.key() << KIND_BITS | KIND_UPSTREAM);
         let interest = Interest::READABLE | Interest::WRITABLE;
-        let watched = self.poll.registry().register(&mut up.stream, token, interest);
+        let watched = self
+            .poll
+            .registry()
+            .register(&mut up.stream, token, interest);
         entry.insert(up);
         if let Err(e) = watched {
             self.upstreams.remove(index as usize);
@@ -201,7 +207,11 @@ impl Shard {
     /// The TCP connection is there.
     pub(super) fn on_connected(&mut self, index: u32) {
         let up = &mut self.upstreams[index as usize];
-        if up.pending.iter().any(|p| matches!(p.owner, Owner::Setup(_))) {
+        if up
+            .pending
+            .iter()
+            .any(|p| matches!(p.owner, Owner::Setup(_)))
+        {
             up.stage = Stage::Setup;
             self.mark_upstream(index);
         } else {
@@ -454,7 +464,10 @@ impl Shard {
         let late: Vec<Parked> = late;
         for p in late {
             let mut error = Vec::new();
-            let text = format!("TRYAGAIN keyheat: slot {} has moved to an unknown node", p.slot);
+            let text = format!(
+                "TRYAGAIN keyheat: slot {} has moved to an unknown node",
+                p.slot
+            );
             encode::error(&mut error, &text);
             self.give(&p.pending, &error);
         }
@@ -469,7 +482,12 @@ impl Shard {
         let late: Vec<u32> = self
             .upstreams
             .iter()
-            .filter(|(_, u)| u.stage != Stage::Ready && self.now > u.opened_at + limit)
+            .filter(|(_, u)| match u.stage {
+                Stage::Connecting => self.now > u.opened_at + limit,
+                // The node is there; a busy one may take its time.
+                Stage::Setup => self.now > u.opened_at + limit.max(SETUP_MAX),
+                Stage::Ready => false,
+            })
             .map(|(i, _)| i as u32)
             .collect();
         for index in late {

@@ -30,7 +30,10 @@ enum How {
     /// For each key of an MGET: its part, and its place there.
     Places(Vec<(u32, u32)>),
     /// SCAN at the node with this place, of so many.
-    Scan { place: u64, nodes: u64 },
+    Scan {
+        place: u64,
+        nodes: u64,
+    },
 }
 
 impl Shard {
@@ -152,12 +155,7 @@ impl Shard {
         self.start_job(id, how, vec![(node, frame, 0, 0)])
     }
 
-    fn start_job(
-        &mut self,
-        id: ClientId,
-        merge: How,
-        sends: Vec<(u32, Vec<u8>, u64, u8)>,
-    ) -> Flow {
+    fn start_job(&mut self, id: ClientId, merge: How, sends: Vec<(u32, Vec<u8>, u64, u8)>) -> Flow {
         let Some(client) = self.client(id) else {
             return Flow::Next;
         };
@@ -215,7 +213,11 @@ impl Shard {
 
 /// Makes one reply of the parts. An error of any part is the reply.
 fn merge(job: Job) -> Vec<u8> {
-    if let Some(error) = job.parts.iter().find(|p| matches!(p.first(), Some(b'-' | b'!'))) {
+    if let Some(error) = job
+        .parts
+        .iter()
+        .find(|p| matches!(p.first(), Some(b'-' | b'!')))
+    {
         return error.clone();
     }
     let merged = match &job.merge {
@@ -239,7 +241,10 @@ fn merge(job: Job) -> Vec<u8> {
     };
     merged.unwrap_or_else(|| {
         let mut out = Vec::new();
-        encode::error(&mut out, "ERR keyheat: the parts of the reply do not fit together");
+        encode::error(
+            &mut out,
+            "ERR keyheat: the parts of the reply do not fit together",
+        );
         out
     })
 }

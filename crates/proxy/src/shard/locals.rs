@@ -15,9 +15,7 @@ impl Shard {
             Local::Auth => self.auth(id, request),
             Local::Select => self.select(id, request),
             Local::Client => self.client_command(id, request),
-            Local::NoCluster => {
-                self.refuse(id, "ERR This instance has cluster support disabled")
-            }
+            Local::NoCluster => self.refuse(id, "ERR This instance has cluster support disabled"),
             Local::Quit => {
                 if let Some(client) = self.client(id) {
                     client.reply(|out| encode::simple(out, "OK"));
@@ -155,7 +153,12 @@ impl Shard {
         Flow::Next
     }
 
-    fn check_password(&self, user: &[u8], password: &[u8], names_user: bool) -> Result<(), &'static str> {
+    fn check_password(
+        &self,
+        user: &[u8],
+        password: &[u8],
+        names_user: bool,
+    ) -> Result<(), &'static str> {
         let account = &self.settings.upstream;
         let Some(expected) = &account.password else {
             if names_user && user == b"default" {
@@ -265,7 +268,8 @@ impl Shard {
             (b"setname", 3) => {
                 let name = request.arg(2);
                 if !name.iter().all(|b| (b'!'..=b'~').contains(b)) {
-                    let text = "ERR Client names cannot contain spaces, newlines or special characters.";
+                    let text =
+                        "ERR Client names cannot contain spaces, newlines or special characters.";
                     return self.refuse(id, text);
                 }
                 client.name = name.to_vec();

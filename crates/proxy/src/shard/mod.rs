@@ -563,7 +563,8 @@ impl Shard {
             .clients
             .iter()
             .filter(|(_, c)| {
-                let is_idle = c.is_clear() && c.backlog() == 0 && c.transaction == client::Transaction::None;
+                let is_idle =
+                    c.is_clear() && c.backlog() == 0 && c.transaction == client::Transaction::None;
                 (is_idle && !c.is_held && c.input.is_empty()) || c.subscriptions > 0
             })
             .map(|(index, c)| ClientId {

@@ -410,7 +410,12 @@ impl Shard {
     }
 
     /// Voids what is cached of the keys of a write, in all shards.
-    pub(super) fn void_keys(&mut self, request: &Request<'_>, command: &'static Command, keys: &Keys) {
+    pub(super) fn void_keys(
+        &mut self,
+        request: &Request<'_>,
+        command: &'static Command,
+        keys: &Keys,
+    ) {
         if keys.count <= 1 {
             self.epochs.bump(keys.hash);
             return;

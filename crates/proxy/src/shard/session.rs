@@ -254,7 +254,10 @@ impl Shard {
             // Only watched: the server must say whether the watched keys have changed.
             self.open_transaction(id);
         }
-        for hash in self.client(id).map_or_else(Vec::new, |c| c.written_keys.clone()) {
+        for hash in self
+            .client(id)
+            .map_or_else(Vec::new, |c| c.written_keys.clone())
+        {
             self.epochs.bump(hash);
         }
         self.on_pinned(id, request.frame, Pending::RELEASES)

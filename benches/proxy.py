@@ -1,6 +1,6 @@
 """CPU per request of keyheat's proxy, beside the server itself and other proxies.
 
-    .venv/bin/python benches/proxy.py            the full run, about twenty minutes
+    .venv/bin/python benches/proxy.py            the full run, about a quarter of an hour
     .venv/bin/python benches/proxy.py --small    64 B values only, about a minute
     .venv/bin/python benches/proxy.py --only '64 B P1 .*(keyheat|twemproxy)$'
 
@@ -24,17 +24,20 @@ from keyheat.server.embedded import EmbeddedServer
 from keyheat.server.rundir import RunDir
 from proxy_bench import install, report
 from proxy_bench.install import Program
-from proxy_bench.measure import Bench, WrongWorkError
+from proxy_bench.measure import Bench, Patience, Sample, WrongWorkError
 from proxy_bench.peers import KEYHEAT, STARTERS, Peer, PeerError, start_keyheat
 from proxy_bench.plan import ORDER, REQUESTS, TARGETS, Case, size_name
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "benches" / "results"
-PAIRS: Final = 10
-PAIRS_SMALL: Final = 3
-# Rounds of the sizes that no target is about.
-ROUNDS_BESIDE: Final = 3
+PAIRS: Final = 16
+PAIRS_SMALL: Final = 4
+# Rounds of what no target is about.
+ROUNDS_BESIDE: Final = 4
 SMALL_DIVISOR: Final = 4
+# How long a run waits in all for others to leave the machine alone.
+PATIENCE_S: Final = 420.0
+PATIENCE_SMALL_S: Final = 15.0
 # Requests come in whole pipelines of all clients.
 _MULTIPLE: Final = 800
 
@@ -68,7 +71,8 @@ def main() -> int:
             about = report.surroundings(server, programs)
             peers = _start_peers(stack, server, programs, {case.peer for case in cases}, missing)
             bench = Bench(server, programs["redis-benchmark"])
-            samples = _run(bench, peers, cases, wrong)
+            patience = Patience(PATIENCE_SMALL_S if options.small else PATIENCE_S)
+            samples = _run(bench, peers, cases, patience, wrong)
         except KeyboardInterrupt:
             print("interrupted: nothing is written, everything is stopped", file=sys.stderr)
             return 130
@@ -109,22 +113,19 @@ def _command(options: argparse.Namespace) -> str:
 def _cases(options: argparse.Namespace) -> dict[Case, Effort]:
     """Every case with what is spent on it, in the order of a round."""
     pairs = options.pairs or (PAIRS_SMALL if options.small else PAIRS)
-    targeted = {(target.value_bytes, target.pipeline) for target in TARGETS}
+    targeted = {case for target in TARGETS for case in target.cases()}
+    small = {(case.value_bytes, case.pipeline) for case in targeted}
     cases: dict[Case, Effort] = {}
     for (size, pipeline), requests in REQUESTS.items():
-        if (size, pipeline) in targeted:
-            rounds = pairs
-        elif options.small:
+        if options.small and (size, pipeline) not in small:
             continue
-        else:
-            rounds = min(pairs, ROUNDS_BESIDE)
         each = requests // SMALL_DIVISOR if options.small else requests
-        effort = Effort(rounds, each // _MULTIPLE * _MULTIPLE)
         for workload, order in ORDER.items():
             for peer in order:
                 case = Case(size, pipeline, workload, peer)
                 if re.search(options.only, str(case)):
-                    cases[case] = effort
+                    rounds = pairs if case in targeted else min(pairs, ROUNDS_BESIDE)
+                    cases[case] = Effort(rounds, each // _MULTIPLE * _MULTIPLE)
     return cases
 
 
@@ -154,7 +155,9 @@ def _start_peers(
     return peers
 
 
-def _run(bench: Bench, peers: dict[str, Peer], cases: dict[Case, Effort], wrong: list[str]) -> report.Samples:
+def _run(
+    bench: Bench, peers: dict[str, Peer], cases: dict[Case, Effort], patience: Patience, wrong: list[str]
+) -> report.Samples:
     """All rounds: cell by cell, and in a cell every case once per round, there and back again."""
     samples: report.Samples = {case: {} for case in cases}
     runs = sum(effort.rounds for case, effort in cases.items() if case.peer in {"server", *peers})
@@ -166,9 +169,10 @@ def _run(bench: Bench, peers: dict[str, Peer], cases: dict[Case, Effort], wrong:
             cell = [case for case in cases if (case.value_bytes, case.pipeline) == (size, pipeline)]
             cell = [case for case in cell if case.peer in {"server", *peers}]
             for number in range(max((cases[case].rounds for case in cell), default=0)):
-                for case in cell if number % 2 == 0 else reversed(cell):
+                turn = [case for case in cell if number < cases[case].rounds]
+                for case in turn if number % 2 == 0 else reversed(turn):
                     try:
-                        sample = bench.measure(case, peers.get(case.peer), cases[case].requests)
+                        sample = _measure(bench, case, peers.get(case.peer), cases[case].requests, patience)
                     except WrongWorkError as error:
                         wrong.append(str(error))
                         _say(f"WRONG {error}")
@@ -179,6 +183,15 @@ def _run(bench: Bench, peers: dict[str, Peer], cases: dict[Case, Effort], wrong:
                     left = (time.monotonic() - start) / done * (runs - done)
                     _say(f"[{done}/{runs}, {left / 60:.0f} min left] {case}: {sample.own_us:.2f} µs")
     return samples
+
+
+def _measure(bench: Bench, case: Case, peer: Peer | None, requests: int, patience: Patience) -> Sample:
+    """Measure when the machine is calm, and again if it did not stay so, as long as patience lasts."""
+    while True:
+        patience.wait()
+        sample = bench.measure(case, peer, requests)
+        if not patience.may_repeat(sample):
+            return sample
 
 
 def _say(line: str) -> None:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 _CPUCLOCK_SCHED: Final = 2
 _TIMEOUT_S: Final = 120
+# Part of the machine that others may take before a measurement waits or is made again.
+CALM: Final = 0.1
+_LOOK_S: Final = 0.15
+_PAUSE_S: Final = 0.5
 _WARM_UPS_MAX: Final = 5
 _FILL_BATCH_BYTES: Final = 4 << 20
 
@@ -94,9 +98,9 @@ class Bench:
         self._warm_up(case, peer, requests // 3)
         before, own_before = self._counters(), peer.counters() if peer else {}
         spent = [cpu_ns(self._server.pid), cpu_ns(peer.pid) if peer else 0, _children_ns()]
-        start, busy = time.monotonic(), _machine_busy_s()
+        start, busy = time.monotonic(), machine_busy_s()
         self._send(case, port, requests)
-        seconds, busy = time.monotonic() - start, _machine_busy_s() - busy
+        seconds, busy = time.monotonic() - start, machine_busy_s() - busy
         spent = [
             after - then
             for after, then in zip(
@@ -176,13 +180,38 @@ class Bench:
             raise WrongWorkError(f"{case}: {forwarded:.1%} reached the server, local share {share}")
 
 
+class Patience:
+    """Waits for a calm machine, for so many seconds in all; then it takes the machine as it is."""
+
+    def __init__(self, seconds: float) -> None:
+        self._until_spent = seconds
+
+    def wait(self) -> None:
+        """Return when little else runs, or when there is no patience left."""
+        while self._until_spent > 0:
+            start, busy = time.monotonic(), machine_busy_s()
+            time.sleep(_LOOK_S)
+            seconds = time.monotonic() - start
+            if (machine_busy_s() - busy) / (seconds * (os.cpu_count() or 1)) <= CALM:
+                return
+            time.sleep(_PAUSE_S)
+            self._until_spent -= time.monotonic() - start
+
+    def may_repeat(self, sample: Sample) -> bool:
+        """Whether a disturbed measurement should be made again; its time is taken off the patience."""
+        if sample.others_share <= CALM or self._until_spent <= 0:
+            return False
+        self._until_spent -= sample.seconds
+        return True
+
+
 def _children_ns() -> int:
     """CPU time of the load generators that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return int((usage.ru_utime + usage.ru_stime) * 1e9)
 
 
-def _machine_busy_s() -> float:
+def machine_busy_s() -> float:
     """Seconds that all cores together have not been idle, time stolen by a hypervisor included."""
     fields = [int(word) for word in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
     user, nice, system, _idle, _waiting, interrupts, soft_interrupts, stolen = fields

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import math
 import os
 import platform
 import re
@@ -15,7 +16,7 @@ from typing import Final
 from keyheat._keyheat import version as keyheat_version
 from keyheat.server.embedded import EmbeddedServer
 from proxy_bench.install import Program
-from proxy_bench.measure import Sample
+from proxy_bench.measure import CALM, Sample
 from proxy_bench.peers import KEYHEAT
 from proxy_bench.plan import CLIENTS, ORDER, REQUESTS, TARGETS, UNIFORM_KEYS, Case, Target, size_name
 
@@ -25,6 +26,9 @@ _VERSION_FLAGS: Final = {
     "redis-benchmark": "--version",
     "envoy": "--version",
 }
+
+# Probability left out at either end of an interval.
+_TAIL: Final = 0.025
 
 # Each case's samples by round; a failed one is absent.
 Samples = dict[Case, dict[int, Sample]]
@@ -45,6 +49,19 @@ class Ratio:
     def quantile(self, part: float) -> float:
         """The value that `part` of the pairs do not pass."""
         return sorted(self.ratios)[round(part * (len(self.ratios) - 1))]
+
+    def interval(self) -> tuple[float, float]:
+        """Where the true median lies with 95 % confidence, from the order of the pairs alone.
+
+        The k-th smallest and the k-th largest of n bound it with probability 1 - 2·P(Bin(n, ½) < k);
+        below six pairs no k is enough, and these are the smallest and the largest.
+        """
+        ordered, count = sorted(self.ratios), len(self.ratios)
+        below, rank = 0.0, 0
+        while (below := below + math.comb(count, rank) / 2**count) <= _TAIL and rank < count // 2:
+            rank += 1
+        index = max(rank - 1, 0)
+        return ordered[index], ordered[-1 - index]
 
     @property
     def verdict(self) -> str:
@@ -68,14 +85,16 @@ def ratios(samples: Samples) -> list[Ratio]:
 def ratio_table(found: Sequence[Ratio]) -> list[str]:
     """The targets as Markdown."""
     lines = [
-        "| CPU per request, 64 B | pipeline | median | 10 % to 90 % | pairs | target | |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| CPU per request, 64 B | pipeline | median | its 95 % interval | 10 % to 90 % of pairs | pairs "
+        "| target | |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for each in found:
         target = each.target
+        low, high = each.interval()
         bound = "" if target.bound is None else f"≤ {target.bound:.2f}"
         lines.append(
-            f"| {target.title} | {target.pipeline} | {each.median:.3f} "
+            f"| {target.title} | {target.pipeline} | {each.median:.3f} | {low:.3f} to {high:.3f} "
             f"| {each.quantile(0.1):.3f} to {each.quantile(0.9):.3f} | {len(each.ratios)} "
             f"| {bound} | {each.verdict} |"
         )
@@ -169,9 +188,10 @@ def _calm(samples: Samples) -> str:
     if not others:
         return "Nothing was measured."
     busiest = others[round(0.9 * (len(others) - 1))]
+    disturbed = sum(share > CALM for share in others)
     return (
-        f"Other processes took {statistics.median(others):.0%} of the machine in the median run and "
-        f"{busiest:.0%} in one run of ten: well above 5 %, trust the order and not the digits."
+        f"Other processes took {statistics.median(others):.1%} of the machine in the median run and "
+        f"{busiest:.1%} in the busiest tenth; more than {CALM:.0%} in {disturbed} of {len(others)} runs."
     )
 
 
@@ -194,8 +214,8 @@ def write(
         " · ".join(f"{name} {value}" for name, value in about.items()),
         "",
         f"CPU µs per GET, user and system time of all threads of a process; {CLIENTS} clients of one",
-        "redis-benchmark; medians. A ratio is that of two runs made one right after the other; its",
-        "median over all such pairs is held to the target, and the middle eight tenths stand beside it.",
+        "redis-benchmark; medians. A ratio is that of two runs made side by side in one round; its",
+        "median over all such pairs is held to the target.",
         "",
         *ratio_table(found),
         "",
@@ -217,6 +237,7 @@ def write(
             {
                 **asdict(each.target),
                 "median": each.median,
+                "interval95": each.interval(),
                 "p10": each.quantile(0.1),
                 "p90": each.quantile(0.9),
                 "pairs": each.ratios,

@@ -133,6 +133,14 @@ impl Client {
         }
     }
 
+    /// Its name, where it is the client at `index`.
+    pub fn name_at(&self, index: usize) -> ClientId {
+        ClientId {
+            index: index as u32,
+            generation: self.generation,
+        }
+    }
+
     /// Opens a slot for a request whose reply comes later.
     pub fn open_slot(&mut self) -> u32 {
         let seq = self.head.wrapping_add(self.slots.len() as u32);

@@ -43,7 +43,7 @@ use keyheat_core::cache::{CacheSettings, LocalCache};
 use keyheat_core::detect::{Nominator, ShardReport};
 use keyheat_core::fence::WriteEpochs;
 use keyheat_core::hash::KeyHasher;
-use keyheat_core::window::{Access, Window, WindowSettings};
+use keyheat_core::window::{Access, Totals, Window, WindowSettings};
 use keyheat_core::Nanos;
 use keyheat_resp::request::RequestParser;
 use keyheat_resp::Protocol;
@@ -171,6 +171,8 @@ pub(crate) struct Shard {
 
     topology: Option<Arc<Topology>>,
     topology_error: String,
+    /// The upstream was looked at, well or badly; until then clients wait.
+    has_looked: bool,
     looks_wanted_at: Nanos,
     nodes: Vec<NodeState>,
     parked: Vec<Parked>,
@@ -211,6 +213,11 @@ impl Shard {
             ..WindowSettings::default()
         };
         let shards = s.shard_count().max(1);
+        let span = window.window;
+        let mut window = Window::new(window).map_err(|e| e.to_string())?;
+        // From the first access on; the first tick knows the traffic and sets them anew.
+        let (ops, bytes) = parts.nominator.check_steps(&Totals::default(), span);
+        window.set_check_steps(ops, bytes);
         let cache = CacheSettings {
             max_bytes: (s.cache_bytes / shards).max(64 * 1024),
             value_max_bytes: s.cache_value_max_bytes,
@@ -234,12 +241,13 @@ impl Shard {
             unread_upstreams: Vec::new(),
             topology: None,
             topology_error: "not looked at yet".into(),
+            has_looked: false,
             looks_wanted_at: 0,
             nodes: Vec::new(),
             parked: Vec::new(),
             classes: classify::Classes::new(),
             hasher: parts.hasher,
-            window: Window::new(window).map_err(|e| e.to_string())?,
+            window,
             nominator: parts.nominator,
             nominated: HashMap64::default(),
             hot: Arc::new(HotView::default()),
@@ -346,9 +354,13 @@ impl Shard {
     fn on_message(&mut self, message: ToShard) {
         match message {
             ToShard::Client(stream, peer) => self.accept(stream, peer),
-            ToShard::Topology(topology) => self.on_topology(topology),
+            ToShard::Topology(topology) => {
+                self.on_topology(topology);
+                self.on_first_look();
+            }
             ToShard::NoTopology(why) => {
                 self.topology_error = why;
+                self.on_first_look();
             }
             ToShard::Hot(view) => self.on_hot(view),
             ToShard::Poll(hashes, reply) => {
@@ -362,6 +374,16 @@ impl Shard {
             }
             ToShard::Drain => self.is_draining = true,
             ToShard::Stop => self.is_stopped = true,
+        }
+    }
+
+    fn on_first_look(&mut self) {
+        if std::mem::replace(&mut self.has_looked, true) {
+            return;
+        }
+        let ids: Vec<ClientId> = self.clients.iter().map(|(i, c)| c.name_at(i)).collect();
+        for id in ids {
+            self.queue_client(id);
         }
     }
 
@@ -513,10 +535,9 @@ impl Shard {
     fn tick(&mut self) {
         self.nominated.clear();
         let window = Duration::from_millis(self.settings.window_ms);
-        let (ops, bytes) = self
-            .nominator
-            .check_steps(&self.window.total(self.now), window);
-        self.window.set_check_steps(ops, bytes);
+        let nominator = &self.nominator;
+        self.window
+            .tune_check_steps(self.now, |node| nominator.check_steps(node, window));
         self.not_worth.retain(|_, until| *until > self.now);
         self.look_after_upstreams();
         self.expire_parked();
@@ -535,11 +556,7 @@ impl Shard {
             let bytes = client.backlog() + client.input.len();
             held += bytes;
             if worst.is_none_or(|(most, _)| bytes > most) {
-                let id = ClientId {
-                    index: index as u32,
-                    generation: client.generation,
-                };
-                worst = Some((bytes, id));
+                worst = Some((bytes, client.name_at(index)));
             }
         }
         self.stats.buffer_bytes.set(held as i64);
@@ -567,10 +584,7 @@ impl Shard {
                     c.is_clear() && c.backlog() == 0 && c.transaction == client::Transaction::None;
                 (is_idle && !c.is_held && c.input.is_empty()) || c.subscriptions > 0
             })
-            .map(|(index, c)| ClientId {
-                index: index as u32,
-                generation: c.generation,
-            })
+            .map(|(index, c)| c.name_at(index))
             .collect();
         for id in idle {
             self.pump(id);

@@ -61,10 +61,7 @@ impl Shard {
         let Some(client) = self.clients.get_mut(index) else {
             return;
         };
-        let id = ClientId {
-            index: index as u32,
-            generation: client.generation,
-        };
+        let id = client.name_at(index);
         if event.is_writable() && client.backlog() > 0 {
             self.mark_client(id);
         }
@@ -91,10 +88,11 @@ impl Shard {
 
     /// Serves what a client has sent, as far as may be now.
     pub(super) fn pump(&mut self, id: ClientId) {
+        let has_looked = self.has_looked;
         let Some(client) = self.client(id) else {
             return;
         };
-        if client.is_held || client.is_closing || client.backlog() > BACKLOG_SOFT_BYTES {
+        if !has_looked || client.is_held || client.is_closing || client.backlog() > BACKLOG_SOFT_BYTES {
             client.has_unread = true;
             return;
         }

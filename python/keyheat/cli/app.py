@@ -76,7 +76,12 @@ def up(
         Path | None, typer.Option(metavar="FILE", help="Rules in TOML; without it, documented defaults.")
     ] = None,
     max_staleness: Annotated[
-        int, typer.Option(metavar="MS", min=1, help="How old a read of a hot key may be at most.")
+        int,
+        typer.Option(
+            metavar="MS",
+            min=0,
+            help="How old a read of a hot key may be at most; 0: none is answered locally.",
+        ),
     ] = 100,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Find hot keys, but answer none locally.")
@@ -85,7 +90,20 @@ def up(
     cache_bytes: Annotated[
         int | None, typer.Option(min=1, help="Memory of the local cache, in bytes.")
     ] = None,
+    cache_value_max_bytes: Annotated[
+        int | None, typer.Option(min=1, help="The largest reply that is cached, in bytes.")
+    ] = None,
+    hot_keys_max: Annotated[int | None, typer.Option(min=1, help="Keys in the hot set at most.")] = None,
+    window: Annotated[
+        int | None, typer.Option(metavar="MS", min=100, help="The sliding window of the counts.")
+    ] = None,
     clients_max: Annotated[int | None, typer.Option(min=1, help="Client connections at most.")] = None,
+    buffers_max_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Requests and replies held at most, in bytes.")
+    ] = None,
+    connect_timeout: Annotated[
+        int | None, typer.Option(metavar="MS", min=1, help="How long connecting to a node may take.")
+    ] = None,
     redact_keys: Annotated[bool, typer.Option("--redact-keys", help="Show hashes in place of keys.")] = False,
     drain_timeout: Annotated[
         float, typer.Option(metavar="S", min=0, help="How long to finish what is in flight at the end.")
@@ -110,7 +128,12 @@ def up(
             "local_cache": not no_cache,
             "shards": shards,
             "cache_bytes": cache_bytes,
+            "cache_value_max_bytes": cache_value_max_bytes,
+            "hot_keys_max": hot_keys_max,
+            "window_ms": window,
             "clients_max": clients_max,
+            "buffers_max_bytes": buffers_max_bytes,
+            "connect_timeout_ms": connect_timeout,
             "redact_keys": redact_keys,
             "log": log,
         },

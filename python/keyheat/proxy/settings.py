@@ -6,15 +6,19 @@ first, with the file, the key and the accepted values in the message.
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from keyheat.errors import ConfigError
 from keyheat.proxy.url import UpstreamUrl
 
 Metric = Literal["ops", "reads", "writes", "bytes"]
 Remedy = Literal["local_cache"]
+
+
+# A heartbeat several times within the bound must still be possible.
+_LEAST_STALENESS_MS: Final = 5
 
 
 class _Strict(BaseModel):
@@ -100,20 +104,28 @@ class RulesFile(_Strict):
         return self
 
 
+def _is_staleness(value: int) -> int:
+    if 0 < value < _LEAST_STALENESS_MS:
+        raise ValueError("accepted: 0 (no local answers), or 5 to 600000")
+    return value
+
+
 class ProxySettings(_Strict):
     """Everything `keyheat up` can be told; what is None is left to the native module's default."""
 
     upstream: Any
     listen: str = "127.0.0.1:6380"
     http: str | None = "127.0.0.1:6381"
-    shards: Annotated[int, Field(ge=0)] = 0
-    max_staleness_ms: Annotated[int, Field(gt=0)] = 100
+    shards: Annotated[int, Field(ge=0, le=1024)] = 0
+    max_staleness_ms: Annotated[int, Field(ge=0, le=600_000), AfterValidator(_is_staleness)] = 100
     local_cache: bool = True
     cache_bytes: Annotated[int, Field(gt=0)] | None = None
     cache_value_max_bytes: Annotated[int, Field(gt=0)] | None = None
     counting: bool = True
     rules: list[Rule] | None = None
-    window_ms: Annotated[int, Field(gt=0)] | None = None
+    window_ms: Annotated[int, Field(ge=100, le=600_000)] | None = None
+    hot_keys_max: Annotated[int, Field(gt=0)] | None = None
+    connect_timeout_ms: Annotated[int, Field(gt=0)] | None = None
     redact_keys: bool = False
     buffers_max_bytes: Annotated[int, Field(gt=0)] | None = None
     clients_max: Annotated[int, Field(gt=0)] | None = None

@@ -92,7 +92,11 @@ impl Shard {
         let Some(client) = self.client(id) else {
             return;
         };
-        if !has_looked || client.is_held || client.is_closing || client.backlog() > BACKLOG_SOFT_BYTES {
+        if !has_looked
+            || client.is_held
+            || client.is_closing
+            || client.backlog() > BACKLOG_SOFT_BYTES
+        {
             client.has_unread = true;
             return;
         }

@@ -101,6 +101,8 @@ fn main() -> std::io::Result<()> {
     match words.get(1).map(String::as_str) {
         Some("mio") => on_mio(address),
         Some("tokio") => on_tokio(address),
-        _ => Err(std::io::Error::other("usage: keyheat-bench-loop mio|tokio PORT")),
+        _ => Err(std::io::Error::other(
+            "usage: keyheat-bench-loop mio|tokio PORT",
+        )),
     }
 }

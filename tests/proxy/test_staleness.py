@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -184,13 +185,33 @@ def test_a_write_through_the_proxy_is_seen_by_the_next_read_on_any_connection(
 
     ask(connections[0], b"SET hot 0\r\n")
     eventually(is_local, every_s=0)
-    for n in range(1, 300):
-        writer = connections[n % 4]
-        assert ask(writer, b"SET hot %d\r\n" % n) == b"+OK\r\n"
-        for s in connections:
-            assert ask(s, b"GET hot\r\n").split(b"\r\n")[1] == b"%d" % n
+    # Others read all the while, so that fills are under way when a write passes.
+    over = threading.Event()
+
+    def hammer() -> None:
+        with socket.create_connection((host, int(port))) as s:
+            while not over.is_set():
+                ask(s, b"GET hot\r\n" * 8)
+
+    threads = [threading.Thread(target=hammer) for _ in range(3)]
+    for each in threads:
+        each.start()
+    try:
+        for n in range(1, 1000):
+            writer = connections[n % 4]
+            assert ask(writer, b"SET hot %d\r\n" % n) == b"+OK\r\n"
+            for s in connections:
+                assert ask(s, b"GET hot\r\n").split(b"\r\n")[1] == b"%d" % n
+    finally:
+        over.set()
+        for each in threads:
+            each.join()
     # In one pipeline too.
-    assert ask(connections[0], b"SET hot z\r\nGET hot\r\n").endswith(b"$1\r\nz\r\n")
+    connections[0].sendall(b"SET hot z\r\nGET hot\r\n")
+    got = b""
+    while not got.endswith(b"$1\r\nz\r\n"):
+        got += connections[0].recv(100)
+    assert got == b"+OK\r\n$1\r\nz\r\n"
     assert stats(proxy)["local_hits"] > 100
     for s in connections:
         s.close()

@@ -124,3 +124,31 @@ class Watch:
                     self._reads.append((started, int(reply.split(b"\r\n")[1])))
                 else:
                     self._errors += 1
+
+
+class Hammer:
+    """Sends one request over and over from threads, so that fills are under way when a write passes."""
+
+    def __init__(self, proxy: str, request: bytes, threads: int = 3) -> None:
+        self._address = proxy.rsplit(":", 1)
+        self._request = request
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        for each in self._threads:
+            each.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End."""
+        self._over.set()
+        for each in self._threads:
+            each.join()
+
+    def _run(self) -> None:
+        with socket.create_connection((self._address[0], int(self._address[1]))) as s:
+            while not self._over.is_set():
+                s.sendall(self._request * 8)
+                s.recv(4096)

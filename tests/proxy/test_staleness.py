@@ -2,7 +2,6 @@
 
 import json
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 
 from keyheat.server.embedded import EmbeddedServer
 from tests.proxy.relay import Relay
-from tests.proxy.staleness import Watch
+from tests.proxy.staleness import Hammer, Watch
 
 BOUND_MS = 100.0
 Eventually = Callable[..., Any]
@@ -185,27 +184,12 @@ def test_a_write_through_the_proxy_is_seen_by_the_next_read_on_any_connection(
 
     ask(connections[0], b"SET hot 0\r\n")
     eventually(is_local, every_s=0)
-    # Others read all the while, so that fills are under way when a write passes.
-    over = threading.Event()
-
-    def hammer() -> None:
-        with socket.create_connection((host, int(port))) as s:
-            while not over.is_set():
-                ask(s, b"GET hot\r\n" * 8)
-
-    threads = [threading.Thread(target=hammer) for _ in range(3)]
-    for each in threads:
-        each.start()
-    try:
+    with Hammer(proxy.listen, b"GET hot\r\n"):
         for n in range(1, 1000):
             writer = connections[n % 4]
             assert ask(writer, b"SET hot %d\r\n" % n) == b"+OK\r\n"
             for s in connections:
                 assert ask(s, b"GET hot\r\n").split(b"\r\n")[1] == b"%d" % n
-    finally:
-        over.set()
-        for each in threads:
-            each.join()
     # In one pipeline too.
     connections[0].sendall(b"SET hot z\r\nGET hot\r\n")
     got = b""

@@ -127,9 +127,13 @@ class Script:
         return self._rng.random() < of
 
     def _makers(self) -> list[Callable[[str], list[Command]]]:
-        makers = [self._read] * 8 + [self._write] * 5 + [self._many] * 2
-        makers += [self._transaction, self._watched, self._blocking, self._hello, self._script]
-        return [*makers, self._select] if self._has_databases else makers
+        makers: list[Callable[[str], list[Command]]] = [self._read] * 8
+        makers += [self._write] * 5 + [self._many] * 2
+        makers += [self._transaction, self._watched, self._blocking, self._script]
+        makers.append(self._hello)
+        if self._has_databases:
+            makers.append(self._select)
+        return makers
 
     def _key(self, tag: str, kind: str) -> bytes:
         return f"{tag}{{{self._rng.randint(0, 3)}}}{kind}".encode()

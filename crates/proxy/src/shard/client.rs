@@ -64,6 +64,9 @@ pub(super) struct Client {
     head: u32,
     /// The oldest slot has been written in part.
     is_streaming: bool,
+    /// Number of the newest write that was sent, of the newest read that waits for a fill.
+    last_write: u32,
+    last_fill: u32,
     /// Messages that wait for the end of a reply that is being written.
     aside: Vec<u8>,
     /// Requests wait in `input` until every slot is answered.
@@ -113,6 +116,8 @@ impl Client {
             slots: VecDeque::new(),
             head: 0,
             is_streaming: false,
+            last_write: u32::MAX,
+            last_fill: u32::MAX,
             aside: Vec::new(),
             is_held: false,
             has_unread: false,
@@ -146,6 +151,32 @@ impl Client {
         let seq = self.head.wrapping_add(self.slots.len() as u32);
         self.slots.push_back(Slot::default());
         seq
+    }
+
+    /// Remembers that `seq` is a write.
+    pub fn note_write(&mut self, seq: u32) {
+        self.last_write = seq;
+    }
+
+    /// Remembers that `seq` waits for a fill.
+    pub fn note_fill(&mut self, seq: u32) {
+        self.last_fill = seq;
+    }
+
+    fn is_waiting_for(&self, seq: u32) -> bool {
+        (seq.wrapping_sub(self.head) as usize) < self.slots.len()
+    }
+
+    /// Whether a write of this client is unanswered. Its reads behind it must go the same way, or
+    /// they could be answered from before it.
+    pub fn has_unanswered_write(&self) -> bool {
+        self.is_waiting_for(self.last_write)
+    }
+
+    /// Whether a read of this client waits for a fill. Its writes behind it must wait too, or they
+    /// could run before it.
+    pub fn has_waiting_fill(&self) -> bool {
+        self.is_waiting_for(self.last_fill)
     }
 
     /// Requests that still wait for a reply.
@@ -287,6 +318,22 @@ mod tests {
         assert_eq!(c.out, b"A1A2B1");
         c.deliver(b, b"B2", true);
         assert_eq!(c.out, b"A1A2B1B2message");
+    }
+
+    #[test]
+    fn a_write_is_unanswered_until_its_reply_has_come() {
+        let mut c = client();
+        assert!(!c.has_unanswered_write());
+        let a = c.open_slot();
+        let b = c.open_slot();
+        c.note_write(b);
+        assert!(c.has_unanswered_write());
+        c.deliver(a, b"1", true);
+        assert!(c.has_unanswered_write());
+        c.deliver(b, b"2", true);
+        assert!(!c.has_unanswered_write());
+        c.open_slot();
+        assert!(!c.has_unanswered_write());
     }
 
     #[test]

@@ -83,6 +83,9 @@ impl Shard {
             Cacheable::Yes | Cacheable::HashFields => true,
             Cacheable::WholeHash => !has_field_expiry,
         };
+        if client.has_unanswered_write() {
+            return None;
+        }
         if !cacheable || !client.may_read_locally() || db != self.settings.upstream.db {
             return None;
         }
@@ -168,6 +171,7 @@ impl Shard {
             self.count(key_hash, node, Access::Read, bytes, || None);
         } else {
             let seq = client.open_slot();
+            client.note_fill(seq);
             fill.waiters.push(Ticket { client: id, seq });
         }
         self.stats.fill_joins.add(1);
@@ -203,6 +207,7 @@ impl Shard {
         };
         let (protocol, db) = (client.protocol, client.db);
         let seq = client.open_slot();
+        client.note_fill(seq);
         self.next_fill += 1;
         let number = self.next_fill;
         let is_registered = self.cache.is_registered(&token);

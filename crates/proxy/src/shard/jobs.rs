@@ -161,6 +161,10 @@ impl Shard {
         };
         let (protocol, db) = (client.protocol, client.db);
         let seq = client.open_slot();
+        let is_write = |flags: u8| flags & (Pending::WRITE | Pending::WRITES_ALL) != 0;
+        if sends.iter().any(|s| is_write(s.3)) {
+            client.note_write(seq);
+        }
         let job = self.jobs.insert(Job {
             ticket: Ticket { client: id, seq },
             merge,

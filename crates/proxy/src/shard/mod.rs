@@ -195,7 +195,7 @@ pub(crate) struct Shard {
     dirty_upstreams: Vec<(u32, u32)>,
     again: VecDeque<ClientId>,
     /// Upstreams that may have more to read, though no event will say so.
-    unread_upstreams: Vec<(u32, u32)>,
+    unread_upstreams: Vec<(u32, u32, bool)>,
 
     topology: Option<Arc<Topology>>,
     topology_error: String,
@@ -362,10 +362,10 @@ impl Shard {
                 }
             }
         }
-        for (index, generation) in std::mem::take(&mut self.unread_upstreams) {
+        for (index, generation, to_the_end) in std::mem::take(&mut self.unread_upstreams) {
             let up = self.upstreams.get(index as usize);
             if up.is_some_and(|u| u.generation == generation) {
-                self.read_upstream(index);
+                self.read_upstream(index, to_the_end);
             }
         }
     }

@@ -30,14 +30,15 @@ impl Shard {
         } else if event.is_writable() && up.sent < up.sendable() {
             self.mark_upstream(index);
         }
-        if event.is_readable() || event.is_read_closed() || event.is_error() {
-            self.read_upstream(index);
+        let has_ended = event.is_read_closed() || event.is_error();
+        if event.is_readable() || has_ended {
+            self.read_upstream(index, has_ended);
         }
     }
 
     /// Reads until the socket has no more, or long enough: one upstream must not keep the others
-    /// waiting.
-    pub(super) fn read_upstream(&mut self, index: u32) {
+    /// waiting. `to_the_end`: the other side has closed, which no later event will say again.
+    pub(super) fn read_upstream(&mut self, index: u32, to_the_end: bool) {
         let mut scratch = std::mem::take(&mut self.scratch);
         let generation = self.upstreams.get(index as usize).map(|u| u.generation);
         for turn in 0.. {
@@ -48,7 +49,8 @@ impl Shard {
                 break;
             }
             if turn == READS_MAX {
-                self.unread_upstreams.push((index, up.generation));
+                self.unread_upstreams
+                    .push((index, up.generation, to_the_end));
                 break;
             }
             match up.stream.read(&mut scratch) {
@@ -59,7 +61,7 @@ impl Shard {
                 Ok(n) => {
                     self.now = clock::now();
                     let is_ok = self.take_replies(index, &scratch[..n]);
-                    if !is_ok || n < scratch.len() {
+                    if !is_ok || (n < scratch.len() && !to_the_end) {
                         break;
                     }
                 }

@@ -195,6 +195,11 @@ impl Shard {
                 pos = buf.len();
                 break;
             }
+            if client.is_held {
+                // The request just served must be answered before the next one is looked at.
+                client.has_unread = true;
+                break;
+            }
             if client.backlog() > BACKLOG_SOFT_BYTES || client.waiting() > WAITING_MAX {
                 client.has_unread = true;
                 client.is_held |= client.waiting() > WAITING_MAX;
@@ -288,6 +293,9 @@ impl Shard {
         }
         // From here on a subcommand stands for its command: it is what has keys and writes.
         let command = command.map(|c| c.sub(request.arg(1)).unwrap_or(c));
+        if client.has_waiting_fill() && command.is_none_or(writes) {
+            return Flow::Wait;
+        }
         let is_plain = client.transaction == Transaction::None && client.subscriptions == 0;
         if !is_plain {
             if let Some(flow) = self.in_session(id, request, command, class) {
@@ -452,6 +460,9 @@ impl Shard {
             return Flow::Next;
         };
         let seq = client.open_slot();
+        if flags & (Pending::WRITE | Pending::WRITES_ALL) != 0 {
+            client.note_write(seq);
+        }
         let mut pending = Pending::new(Owner::Client(Ticket { client: id, seq }), frame.len(), now);
         pending.key_hash = key_hash;
         pending.flags = flags;

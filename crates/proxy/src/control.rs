@@ -224,6 +224,11 @@ impl Control {
 
     fn on_topology(&mut self, topology: Arc<Topology>) {
         lock(&self.shared.topology_error).clear();
+        // Shards hear of it even where nothing has changed: what one learnt from a redirect may
+        // have been wrong.
+        for shard in &self.shards {
+            let _ = shard.tell(ToShard::Topology(Arc::clone(&topology)));
+        }
         let old = self.shared.topology.load_full();
         if old.as_ref().is_some_and(|old| **old == *topology) {
             return;
@@ -237,9 +242,6 @@ impl Control {
         );
         self.detector
             .set_nodes(|key| topology.owner(slot::slot(key)));
-        for shard in &self.shards {
-            let _ = shard.tell(ToShard::Topology(Arc::clone(&topology)));
-        }
         self.shared.topology.store(Some(topology));
     }
 

@@ -21,6 +21,8 @@ pub(super) enum Class {
     AnyNode,
     /// Sent to every primary.
     AllNodes(Merge),
+    /// Sent to every primary on connections of its own: the shared ones may be busy.
+    Beside(Merge),
     /// Walks the nodes one after the other.
     Scan,
     /// Answered here.
@@ -48,6 +50,8 @@ pub(super) enum Merge {
     Sum,
     /// All must be OK (MSET, FLUSHALL …).
     AllOk,
+    /// One OK is enough (SCRIPT KILL).
+    AnyOk,
     /// Arrays are joined (KEYS).
     Concat,
     /// One that is not null (RANDOMKEY).
@@ -67,6 +71,7 @@ pub(super) enum Local {
     Quit,
     Reset,
     Client,
+    Ok,
     NoCluster,
 }
 
@@ -98,7 +103,8 @@ fn class_of(command: &Command) -> Class {
         "quit" => return Class::Local(Local::Quit),
         "reset" => return Class::Local(Local::Reset),
         "client" => return Class::Local(Local::Client),
-        "cluster" | "readonly" | "readwrite" | "asking" => return Class::Local(Local::NoCluster),
+        "readonly" | "readwrite" => return Class::Local(Local::Ok),
+        "cluster" | "asking" => return Class::Local(Local::NoCluster),
         "multi" => return Class::Session(Session::Multi),
         "exec" => return Class::Session(Session::Exec),
         "discard" => return Class::Session(Session::Discard),
@@ -141,9 +147,8 @@ fn class_of(command: &Command) -> Class {
 /// Subcommands that are dealt with otherwise than their command.
 fn class_of_subcommand(command: &Command, sub: &str) -> Option<Class> {
     Some(match (command.name, sub) {
-        ("script", "load") | ("script" | "function", "flush" | "kill") => {
-            Class::AllNodes(Merge::AllOk)
-        }
+        ("script" | "function", "kill") => Class::Beside(Merge::AnyOk),
+        ("script", "load") | ("script" | "function", "flush") => Class::AllNodes(Merge::AllOk),
         ("function", "load" | "delete" | "restore") => Class::AllNodes(Merge::AllOk),
         ("function", "list" | "dump" | "help" | "stats") | ("script", "help" | "show") => {
             Class::AnyNode

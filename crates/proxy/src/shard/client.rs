@@ -11,6 +11,10 @@ use keyheat_resp::request::RequestParser;
 use keyheat_resp::Protocol;
 use mio::net::TcpStream;
 
+/// A busy client keeps this much of its output buffer: to grow it anew for every batch of larger
+/// replies costs more than the replies do.
+const KEEP_BYTES: usize = 512 * 1024;
+
 /// Names one client of a shard. `generation` tells a reused place from the client that left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ClientId {
@@ -30,6 +34,8 @@ pub(super) struct Ticket {
 struct Slot {
     data: Vec<u8>,
     is_done: bool,
+    /// Bytes of the request, held upstream until it is answered.
+    cost: usize,
 }
 
 /// Where a client stands in a transaction.
@@ -64,6 +70,8 @@ pub(super) struct Client {
     head: u32,
     /// The oldest slot has been written in part.
     is_streaming: bool,
+    /// Bytes of requests that are unanswered, and of replies that came before their turn.
+    held: usize,
     /// Number of the newest write that was sent, of the newest read that waits for a fill.
     last_write: u32,
     last_fill: u32,
@@ -82,6 +90,16 @@ pub(super) struct Client {
     pub is_watching: bool,
     /// An error inside `MULTI` that the server has not seen.
     pub is_aborted: bool,
+    /// A watch could not be set, or was lost: the next EXEC must not run.
+    pub is_watch_lost: bool,
+    /// Commands of a transaction that came before its node was known.
+    pub queued: Vec<Vec<u8>>,
+    /// The transaction may write keys that it does not name.
+    pub writes_all: bool,
+    /// A (P)SUBSCRIBE or (P)UNSUBSCRIBE is not confirmed yet.
+    pub is_subscribing: bool,
+    /// Something was read or written since the last look.
+    pub is_active: bool,
     /// Hashes of the keys written inside the transaction.
     pub written_keys: Vec<u64>,
     /// The upstream connection that belongs to this client alone, for now.
@@ -116,6 +134,7 @@ impl Client {
             slots: VecDeque::new(),
             head: 0,
             is_streaming: false,
+            held: 0,
             last_write: u32::MAX,
             last_fill: u32::MAX,
             aside: Vec::new(),
@@ -128,6 +147,11 @@ impl Client {
             transaction: Transaction::None,
             is_watching: false,
             is_aborted: false,
+            is_watch_lost: false,
+            queued: Vec::new(),
+            writes_all: false,
+            is_subscribing: false,
+            is_active: false,
             written_keys: Vec::new(),
             pinned: None,
             subscriber: None,
@@ -147,9 +171,15 @@ impl Client {
     }
 
     /// Opens a slot for a request whose reply comes later.
-    pub fn open_slot(&mut self) -> u32 {
+    ///
+    /// `cost`: bytes of the request.
+    pub fn open_slot(&mut self, cost: usize) -> u32 {
         let seq = self.head.wrapping_add(self.slots.len() as u32);
-        self.slots.push_back(Slot::default());
+        self.held += cost;
+        self.slots.push_back(Slot {
+            cost,
+            ..Slot::default()
+        });
         seq
     }
 
@@ -189,6 +219,11 @@ impl Client {
         self.out.len() - self.written
     }
 
+    /// Bytes that are held on behalf of the client.
+    pub fn load(&self) -> usize {
+        self.backlog() + self.held
+    }
+
     /// Whether a reply given now would go straight to the output.
     pub fn is_clear(&self) -> bool {
         self.slots.is_empty()
@@ -201,9 +236,11 @@ impl Client {
         } else {
             let mut data = Vec::new();
             write(&mut data);
+            self.held += data.len();
             self.slots.push_back(Slot {
                 data,
                 is_done: true,
+                cost: 0,
             });
         }
     }
@@ -215,6 +252,7 @@ impl Client {
             if let Some(slot) = self.slots.get_mut(place) {
                 slot.data.extend_from_slice(piece);
                 slot.is_done |= is_done;
+                self.held += piece.len();
             }
             return;
         }
@@ -229,17 +267,16 @@ impl Client {
     }
 
     fn advance(&mut self) {
-        self.slots.pop_front();
-        self.head = self.head.wrapping_add(1);
+        self.forget_front();
         while let Some(front) = self.slots.front_mut() {
             self.out.extend_from_slice(&front.data);
             self.is_streaming = !front.is_done && !front.data.is_empty();
+            self.held = self.held.saturating_sub(front.data.len());
             if !front.is_done {
                 front.data = Vec::new();
                 break;
             }
-            self.slots.pop_front();
-            self.head = self.head.wrapping_add(1);
+            self.forget_front();
         }
         if !self.is_streaming && !self.aside.is_empty() {
             self.out.append(&mut self.aside);
@@ -247,6 +284,13 @@ impl Client {
         if self.slots.is_empty() && self.slots.capacity() > 1024 {
             self.slots = VecDeque::new();
         }
+    }
+
+    fn forget_front(&mut self) {
+        if let Some(slot) = self.slots.pop_front() {
+            self.held = self.held.saturating_sub(slot.cost);
+        }
+        self.head = self.head.wrapping_add(1);
     }
 
     /// Hands over a message that answers no request; it goes between replies.
@@ -261,7 +305,7 @@ impl Client {
     /// Forgets what was written, and gives large memory back.
     pub fn settle(&mut self) {
         if self.written == self.out.len() {
-            if self.out.capacity() > 64 * 1024 {
+            if self.out.capacity() > KEEP_BYTES {
                 self.out = Vec::new();
             } else {
                 self.out.clear();
@@ -271,6 +315,23 @@ impl Client {
             self.out.drain(..self.written);
             self.written = 0;
         }
+    }
+
+    /// Gives back the memory of a client that has been silent for a while.
+    pub fn rest(&mut self) {
+        if std::mem::take(&mut self.is_active) {
+            return;
+        }
+        if self.out.is_empty() {
+            self.out = Vec::new();
+        }
+        if self.input.is_empty() {
+            self.input = Vec::new();
+        }
+        if self.slots.is_empty() {
+            self.slots = VecDeque::new();
+        }
+        self.parser.trim();
     }
 
     /// Whether reads may be answered locally: not after `WATCH`, not inside `MULTI`.
@@ -293,10 +354,10 @@ mod tests {
     #[test]
     fn replies_leave_in_the_order_of_the_requests() {
         let mut c = client();
-        let a = c.open_slot();
-        let b = c.open_slot();
+        let a = c.open_slot(0);
+        let b = c.open_slot(0);
         c.reply(|out| out.extend_from_slice(b"3"));
-        let d = c.open_slot();
+        let d = c.open_slot(0);
         c.deliver(b, b"2", true);
         c.deliver(d, b"4", true);
         assert_eq!(c.out, b"");
@@ -308,8 +369,8 @@ mod tests {
     #[test]
     fn a_piece_of_a_reply_is_passed_on_before_its_end() {
         let mut c = client();
-        let a = c.open_slot();
-        let b = c.open_slot();
+        let a = c.open_slot(0);
+        let b = c.open_slot(0);
         c.deliver(b, b"B1", false);
         c.deliver(a, b"A1", false);
         assert_eq!(c.out, b"A1");
@@ -324,15 +385,15 @@ mod tests {
     fn a_write_is_unanswered_until_its_reply_has_come() {
         let mut c = client();
         assert!(!c.has_unanswered_write());
-        let a = c.open_slot();
-        let b = c.open_slot();
+        let a = c.open_slot(0);
+        let b = c.open_slot(0);
         c.note_write(b);
         assert!(c.has_unanswered_write());
         c.deliver(a, b"1", true);
         assert!(c.has_unanswered_write());
         c.deliver(b, b"2", true);
         assert!(!c.has_unanswered_write());
-        c.open_slot();
+        c.open_slot(0);
         assert!(!c.has_unanswered_write());
     }
 
@@ -340,8 +401,8 @@ mod tests {
     fn sequence_numbers_wrap() {
         let mut c = client();
         c.head = u32::MAX;
-        let a = c.open_slot();
-        let b = c.open_slot();
+        let a = c.open_slot(0);
+        let b = c.open_slot(0);
         c.deliver(b, b"2", true);
         c.deliver(a, b"1", true);
         assert_eq!(c.out, b"12");

@@ -13,7 +13,8 @@
 //! who wait are served as if there were no cache. The rules that make the promise hold are with
 //! `keyheat_core::cache` and `keyheat_core::proof`.
 //!
-//! A heartbeat asks `ROLE`, and in a Cluster `EXISTS` of one key for each slot that is cached; any
+//! A heartbeat asks `ROLE`, and in a Cluster `EXISTS` of one key for each slot that is cached and of
+//! each key that is cached as missing (while its slot is on the way, other keys are still there); any
 //! answer but that of the primary that owns the slot drops all that was cached from there.
 
 use keyheat_core::cache::{Lookup, Query, Stored, Token, Ttl};
@@ -170,7 +171,7 @@ impl Shard {
             let bytes = (value.len() + frame.len()) as u64;
             self.count(key_hash, node, Access::Read, bytes, || None);
         } else {
-            let seq = client.open_slot();
+            let seq = client.open_slot(0);
             client.note_fill(seq);
             fill.waiters.push(Ticket { client: id, seq });
         }
@@ -206,7 +207,7 @@ impl Shard {
             return false;
         };
         let (protocol, db) = (client.protocol, client.db);
-        let seq = client.open_slot();
+        let seq = client.open_slot(0);
         client.note_fill(seq);
         self.next_fill += 1;
         let number = self.next_fill;
@@ -421,7 +422,10 @@ impl Shard {
             Some(-1) => Some(Ttl::None),
             // A key that is missing stays so until a write, which is announced. Some commands
             // answer a missing key with 0 or an empty list: those too.
-            Some(-2) if is_missing || is_empty_answer(fill.value.as_deref()) => Some(Ttl::None),
+            Some(-2) if is_missing || is_empty_answer(fill.value.as_deref()) => {
+                self.missing.insert(fill.key_hash, ());
+                Some(Ttl::None)
+            }
             Some(ms) if ms > 0 => Some(Ttl::At(pending.sent_at + ms as u64 * MS)),
             _ => None,
         });
@@ -562,6 +566,7 @@ impl Shard {
     /// Asks every tracking connection with something cached whether it is still what it was.
     pub(super) fn beat(&mut self) {
         let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let (missing, hasher) = (&self.missing, &self.hasher);
         let mut is_any = false;
         let mut stuck = Vec::new();
         for (node, state) in self.nodes.iter().enumerate() {
@@ -594,7 +599,8 @@ impl Shard {
             if is_cluster {
                 let mut slots = hashbrown::HashSet::new();
                 self.cache.for_each_registered(source, |key| {
-                    if slots.insert(slot::slot(key)) {
+                    let is_missing = missing.contains_key(&hasher.hash(key));
+                    if slots.insert(slot::slot(key)) || is_missing {
                         probes.push(key.to_vec());
                     }
                 });
@@ -662,6 +668,7 @@ impl Shard {
         let hot = &self.hot;
         self.cache.retain(|hash| hot.caches(hash));
         self.hits.retain(|hash, _| hot.contains(*hash));
+        self.missing.retain(|hash, ()| hot.contains(*hash));
     }
 }
 

@@ -271,7 +271,7 @@ impl Shard {
         }
         self.tell_owners(&mut up, &name, why);
         match up.role {
-            Role::Pinned(Some(id)) | Role::Subscriber(id) => self.cut_session(id),
+            Role::Pinned(Some(id)) | Role::Subscriber(id) => self.cut_session(id, index),
             _ => {}
         }
     }
@@ -350,14 +350,20 @@ impl Shard {
     }
 
     /// Follows `MOVED` and `ASK`. Returns false where the answer must go to the owner as it is.
-    pub(super) fn follow(&mut self, pending: &Pending, frame: &[u8], reply: &[u8]) -> bool {
+    pub(super) fn follow(
+        &mut self,
+        pending: &Pending,
+        from: u32,
+        frame: &[u8],
+        reply: &[u8],
+    ) -> bool {
         let may = matches!(pending.owner, Owner::Client(_) | Owner::Part { .. })
             && !pending.has(Pending::RELEASES);
         let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
         if !may || !is_cluster || pending.redirects >= REDIRECTS_MAX {
             return false;
         }
-        let Some((is_ask, slot, address)) = redirect(reply) else {
+        let Some((is_ask, slot, address)) = redirect(reply, self.node_name(from)) else {
             return false;
         };
         let Some((protocol, db)) = self.speaks(pending) else {
@@ -366,11 +372,7 @@ impl Shard {
         self.stats.redirects.add(1);
         let mut pending = *pending;
         pending.redirects += 1;
-        let node = self.topology.as_ref().and_then(|t| {
-            let found = t.nodes.iter().position(|n| n.name == address);
-            found.map(|i| i as u32)
-        });
-        let Some(node) = node else {
+        let Some(node) = self.node_named(&address) else {
             self.want_look();
             self.parked.push(Parked {
                 until: self.now + PARK,
@@ -389,7 +391,36 @@ impl Shard {
         true
     }
 
+    /// A redirect on a connection of one client's own. It is not followed: the session lives on
+    /// that connection. But it is learnt from, and a transaction or a watch it concerns is spoilt.
+    pub(super) fn learn(&mut self, pending: &Pending, from: u32, reply: &[u8]) {
+        let Some((is_ask, slot, address)) = redirect(reply, self.node_name(from)) else {
+            return;
+        };
+        let known = self.node_named(&address);
+        match known.filter(|_| !is_ask) {
+            Some(node) => self.on_slot_moved(slot, node),
+            None => self.want_look(),
+        }
+        if let Owner::Client(ticket) = pending.owner {
+            self.spoil_session(ticket.client);
+        }
+    }
+
+    fn node_named(&self, address: &str) -> Option<u32> {
+        let nodes = &self.topology.as_ref()?.nodes;
+        let found = nodes.iter().position(|n| n.name == address);
+        found.map(|i| i as u32)
+    }
+
     fn on_slot_moved(&mut self, slot: u16, node: u32) {
+        let is_new = self.topology.as_ref().is_some_and(|t| {
+            let owner = t.slots.get(usize::from(slot));
+            owner.is_some_and(|&owner| owner != node)
+        });
+        if !is_new {
+            return;
+        }
         self.want_look();
         if let Some(t) = &mut self.topology {
             let t = Arc::make_mut(t);
@@ -529,8 +560,9 @@ impl Shard {
     }
 }
 
-/// `MOVED 3999 127.0.0.1:6381` → (is it ASK, slot, address).
-fn redirect(reply: &[u8]) -> Option<(bool, u16, &str)> {
+/// `MOVED 3999 127.0.0.1:6381` → (is it ASK, slot, address). A node that does not say a host means
+/// its own; an IPv6 address comes without brackets.
+fn redirect(reply: &[u8], from: &str) -> Option<(bool, u16, String)> {
     let line = std::str::from_utf8(reply.strip_suffix(b"\r\n")?).ok()?;
     let mut words = line.split(' ');
     let is_ask = match words.next()? {
@@ -539,7 +571,13 @@ fn redirect(reply: &[u8]) -> Option<(bool, u16, &str)> {
         _ => return None,
     };
     let slot = words.next()?.parse().ok()?;
-    Some((is_ask, slot, words.next()?))
+    let (host, port) = words.next()?.rsplit_once(':')?;
+    let host = match host {
+        "" | "?" => from.rsplit_once(':')?.0.to_owned(),
+        h if h.contains(':') && !h.starts_with('[') => format!("[{h}]"),
+        h => h.to_owned(),
+    };
+    Some((is_ask, slot, format!("{host}:{port}")))
 }
 
 /// A peer that has gone without a word is noticed a quarter of a minute after that silence.
@@ -561,11 +599,21 @@ mod tests {
 
     #[test]
     fn redirects_are_read() {
+        let from = "10.0.0.1:7000";
+        let read = |reply: &[u8]| redirect(reply, from);
         assert_eq!(
-            redirect(b"-MOVED 3999 127.0.0.1:6381\r\n"),
-            Some((false, 3999, "127.0.0.1:6381"))
+            read(b"-MOVED 3999 127.0.0.1:6381\r\n"),
+            Some((false, 3999, "127.0.0.1:6381".into()))
         );
-        assert_eq!(redirect(b"-ASK 1 h:2\r\n"), Some((true, 1, "h:2")));
-        assert_eq!(redirect(b"-ERR MOVED\r\n"), None);
+        assert_eq!(read(b"-ASK 1 h:2\r\n"), Some((true, 1, "h:2".into())));
+        assert_eq!(
+            read(b"-MOVED 7 ::1:7001\r\n"),
+            Some((false, 7, "[::1]:7001".into()))
+        );
+        assert_eq!(
+            read(b"-MOVED 7 :7001\r\n"),
+            Some((false, 7, "10.0.0.1:7001".into()))
+        );
+        assert_eq!(read(b"-ERR MOVED\r\n"), None);
     }
 }

@@ -8,10 +8,10 @@ use keyheat_resp::command::Command;
 use keyheat_resp::reply::{parse, ReplyScanner, Value};
 use keyheat_resp::{encode, slot, Limits};
 
-use super::classify::Merge;
+use super::classify::{Class, Merge};
 use super::client::{ClientId, Ticket};
 use super::serve::{writes, Flow, Request};
-use super::upstream::{Owner, Pending};
+use super::upstream::{Owner, Pending, Role};
 use super::Shard;
 
 /// Cursors of SCAN carry the node's place in their last digits.
@@ -34,6 +34,13 @@ enum How {
         place: u64,
         nodes: u64,
     },
+}
+
+impl Job {
+    /// Bytes of the parts that have come.
+    pub fn held(&self) -> usize {
+        self.parts.iter().map(Vec::len).sum()
+    }
 }
 
 impl Shard {
@@ -88,7 +95,7 @@ impl Shard {
         } else {
             How::Merge(merge)
         };
-        self.start_job(id, how, sends)
+        self.start_job(id, how, sends, false)
     }
 
     /// Sends a request to every primary.
@@ -97,8 +104,13 @@ impl Shard {
         id: ClientId,
         request: &Request<'_>,
         command: Option<&'static Command>,
-        merge: Merge,
+        class: Class,
     ) -> Flow {
+        let (merge, is_beside) = match class {
+            Class::AllNodes(merge) => (merge, false),
+            Class::Beside(merge) => (merge, true),
+            _ => return Flow::Next,
+        };
         let primaries = match &self.topology {
             Some(t) => t.primaries.clone(),
             None => match self.owner(0) {
@@ -111,14 +123,15 @@ impl Shard {
             flags |= Pending::WRITES_ALL;
             self.epochs.bump_all();
         }
-        if let [node] = primaries[..] {
+        if let ([node], false) = (&primaries[..], is_beside) {
+            let node = *node;
             return self.send_for(id, request.frame, node, 0, flags);
         }
         let sends = primaries
             .iter()
             .map(|&n| (n, request.frame.to_vec(), 0, flags))
             .collect();
-        self.start_job(id, How::Merge(merge), sends)
+        self.start_job(id, How::Merge(merge), sends, is_beside)
     }
 
     /// Walks the primaries one after the other; the cursor says where.
@@ -152,15 +165,21 @@ impl Shard {
             place,
             nodes: primaries.len() as u64,
         };
-        self.start_job(id, how, vec![(node, frame, 0, 0)])
+        self.start_job(id, how, vec![(node, frame, 0, 0)], false)
     }
 
-    fn start_job(&mut self, id: ClientId, merge: How, sends: Vec<(u32, Vec<u8>, u64, u8)>) -> Flow {
+    fn start_job(
+        &mut self,
+        id: ClientId,
+        merge: How,
+        sends: Vec<(u32, Vec<u8>, u64, u8)>,
+        is_beside: bool,
+    ) -> Flow {
         let Some(client) = self.client(id) else {
             return Flow::Next;
         };
         let (protocol, db) = (client.protocol, client.db);
-        let seq = client.open_slot();
+        let seq = client.open_slot(sends.iter().map(|s| s.1.len()).sum());
         let is_write = |flags: u8| flags & (Pending::WRITE | Pending::WRITES_ALL) != 0;
         if sends.iter().any(|s| is_write(s.3)) {
             client.note_write(seq);
@@ -173,7 +192,12 @@ impl Shard {
         }) as u32;
         for (part, (node, frame, key_hash, flags)) in sends.into_iter().enumerate() {
             let part = part as u32;
-            match self.shared(node, protocol, db) {
+            let opened = if is_beside {
+                self.open(node, Role::Pinned(None), protocol, db)
+            } else {
+                self.shared(node, protocol, db)
+            };
+            match opened {
                 Ok(index) => {
                     let owner = Owner::Part { job, part };
                     let mut pending = Pending::new(owner, frame.len(), self.now);
@@ -217,6 +241,10 @@ impl Shard {
 
 /// Makes one reply of the parts. An error of any part is the reply.
 fn merge(job: Job) -> Vec<u8> {
+    if matches!(job.merge, How::Merge(Merge::AnyOk)) {
+        let good = job.parts.iter().find(|p| p.first() == Some(&b'+'));
+        return good.or(job.parts.first()).cloned().unwrap_or_default();
+    }
     if let Some(error) = job
         .parts
         .iter()
@@ -241,7 +269,7 @@ fn merge(job: Job) -> Vec<u8> {
             .find(|p| !matches!(p.as_slice(), b"$-1\r\n" | b"_\r\n"))
             .or(job.parts.first())
             .cloned(),
-        How::Merge(Merge::AllOk | Merge::Elements) => job.parts.first().cloned(),
+        How::Merge(Merge::AllOk | Merge::AnyOk | Merge::Elements) => job.parts.first().cloned(),
     };
     merged.unwrap_or_else(|| {
         let mut out = Vec::new();

@@ -15,6 +15,12 @@ impl Shard {
             Local::Auth => self.auth(id, request),
             Local::Select => self.select(id, request),
             Local::Client => self.client_command(id, request),
+            Local::Ok => {
+                if let Some(client) = self.client(id) {
+                    client.reply(|out| encode::simple(out, "OK"));
+                }
+                Flow::Next
+            }
             Local::NoCluster => self.refuse(id, "ERR This instance has cluster support disabled"),
             Local::Quit => {
                 if let Some(client) = self.client(id) {
@@ -111,6 +117,16 @@ impl Shard {
                  client and select the RESP protocol version at the same time",
             );
         }
+        let is_bound = self.client(id).is_some_and(|c| {
+            let has_session = c.pinned.is_some() || c.subscriber.is_some();
+            has_session && wanted.is_some_and(|w| w != c.protocol)
+        });
+        if is_bound {
+            let text =
+                "ERR keyheat: the protocol cannot change while keys are watched or channels \
+                        are subscribed to";
+            return self.refuse(id, text);
+        }
         // Replies that are on their way were asked for in the old protocol.
         let is_change = self
             .client(id)
@@ -203,17 +219,14 @@ impl Shard {
         let db = std::str::from_utf8(request.arg(1))
             .ok()
             .and_then(|s| s.parse::<u32>().ok());
-        let Some(db) = db else {
-            return self.refuse(id, "ERR invalid DB index");
-        };
         let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
-        if is_cluster && db != 0 {
+        if is_cluster && db.is_some_and(|db| db != 0) {
             return self.refuse(id, "ERR SELECT is not allowed in cluster mode");
         }
         let Some(client) = self.client(id) else {
             return Flow::Next;
         };
-        if client.db == db {
+        if db == Some(client.db) {
             client.reply(|out| encode::simple(out, "OK"));
             return Flow::Next;
         }
@@ -296,7 +309,7 @@ impl Shard {
                 let line = describe(client);
                 client.reply(|out| encode::bulk(out, line.as_bytes()));
             }
-            (b"no-evict", 3) => client.reply(|out| encode::simple(out, "OK")),
+            (b"no-evict", 3) | (b"capa", 3..) => client.reply(|out| encode::simple(out, "OK")),
             _ => {
                 let text = format!(
                     "ERR keyheat: 'client {}' is not supported yet",

@@ -181,6 +181,8 @@ impl Gather {
 
 pub(crate) struct Shard {
     index: usize,
+    /// How many there are.
+    shards: usize,
     settings: Arc<Settings>,
     poll: Poll,
     inbox: Receiver<ToShard>,
@@ -221,6 +223,8 @@ pub(crate) struct Shard {
     next_fill: u64,
     fill_deadlines: VecDeque<(Nanos, u64)>,
     not_worth: HashMap64<Nanos>,
+    /// Keys that are cached as missing: a slot that moves says nothing of them.
+    missing: HashMap64<()>,
     next_beat: Nanos,
     beat_every: Nanos,
 
@@ -230,6 +234,7 @@ pub(crate) struct Shard {
     gather: Gather,
     now: Nanos,
     next_tick: Nanos,
+    next_rest: Nanos,
     is_draining: bool,
     is_stopped: bool,
 }
@@ -256,6 +261,7 @@ impl Shard {
         let beat_every = (s.max_staleness_ms * MS / 5).max(MS);
         Ok(Self {
             index: parts.index,
+            shards,
             poll: parts.poll,
             inbox: parts.inbox,
             control: parts.control,
@@ -289,6 +295,7 @@ impl Shard {
             next_fill: 0,
             fill_deadlines: VecDeque::new(),
             not_worth: HashMap64::default(),
+            missing: HashMap64::default(),
             next_beat: 0,
             beat_every,
             jobs: Slab::new(),
@@ -297,6 +304,7 @@ impl Shard {
             gather: Gather::default(),
             now: clock::now(),
             next_tick: 0,
+            next_rest: 0,
             is_draining: false,
             is_stopped: false,
             settings: parts.settings,
@@ -448,6 +456,7 @@ impl Shard {
         let mut client = Client::new(TcpStream::from_std(stream), self.generation, id, peer);
         client.db = self.settings.upstream.db;
         client.is_authenticated = self.settings.upstream.password.is_none();
+        client.parser = RequestParser::new(serve::limits_of(&client));
         let entry = self.clients.vacant_entry();
         let token = Token(entry.key() << KIND_BITS | KIND_CLIENT);
         let interest = Interest::READABLE | Interest::WRITABLE;
@@ -548,10 +557,11 @@ impl Shard {
         if client.out.is_empty() && client.is_clear() && is_over {
             return self.close_client(id);
         }
-        if client.is_held && client.is_clear() && !client.is_blocked && !client.releases_pinned {
+        let may_go_on = !client.is_blocked && !client.releases_pinned && !client.is_subscribing;
+        if client.is_held && client.is_clear() && may_go_on {
             client.is_held = false;
             self.queue_client(id);
-        } else if had_stopped && !client.is_held && client.backlog() < BACKLOG_SOFT_BYTES {
+        } else if had_stopped && !client.is_held && client.load() < BACKLOG_SOFT_BYTES {
             self.queue_client(id);
         }
     }
@@ -560,6 +570,8 @@ impl Shard {
         if self.client(id).is_none() {
             return;
         }
+        // What its transaction wrote may yet come to be.
+        self.void_written(id);
         let mut client = self.clients.remove(id.index as usize);
         let _ = self.poll.registry().deregister(&mut client.stream);
         self.stats.clients.add(-1);
@@ -595,16 +607,25 @@ impl Shard {
         self.stats.cache_bytes.set(self.cache.bytes() as i64);
         self.stats.cache_entries.set(self.cache.len() as i64);
         self.bound_buffers();
+        if self.now >= self.next_rest {
+            self.next_rest = self.now + SEC;
+            self.clients.iter_mut().for_each(|(_, c)| c.rest());
+        }
     }
 
     /// Keeps what is held for clients and upstreams within its budget: past it, the client with
     /// most to read is cut, as the server would.
     fn bound_buffers(&mut self) {
-        let budget = self.settings.buffers_max_bytes / self.settings.shard_count().max(1);
-        let mut held: usize = self.upstreams.iter().map(|(_, u)| u.backlog()).sum();
+        let budget = self.settings.buffers_max_bytes / self.shards;
+        let mut held: usize = self.jobs.iter().map(|(_, j)| j.held()).sum();
+        held += self
+            .upstreams
+            .iter()
+            .map(|(_, u)| u.partial.len())
+            .sum::<usize>();
         let mut worst = None;
         for (index, client) in &self.clients {
-            let bytes = client.backlog() + client.input.len();
+            let bytes = client.load() + client.input.len();
             held += bytes;
             if worst.is_none_or(|(most, _)| bytes > most) {
                 worst = Some((bytes, client.name_at(index)));

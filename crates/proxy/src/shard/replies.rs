@@ -215,12 +215,24 @@ impl Shard {
         if let Owner::Beat { is_role, is_last } = pending.owner {
             return self.on_beat(index, &pending, is_role, is_last, frame);
         }
+        let role = up.role;
         let request = up.out.get(range).unwrap_or_default().to_vec();
-        if is_error && self.follow(&pending, &request, frame) {
-            return;
+        if is_error {
+            if role != Role::Shared {
+                self.learn(&pending, node, frame);
+            } else if self.follow(&pending, node, &request, frame) {
+                return;
+            }
         }
         self.settle_access(&pending, node, frame.len() as u64, &request);
         self.give(&pending, frame);
+        if pending.owner == Owner::Multi && is_error {
+            // What follows would run at once instead of being queued.
+            return self.close_upstream(index, "it refused MULTI");
+        }
+        if matches!(pending.owner, Owner::Part { .. }) && role == Role::Pinned(None) {
+            return self.close_upstream(index, "no longer needed");
+        }
         if pending.has(Pending::RELEASES) {
             self.on_session_reply(&pending, frame);
         }
@@ -297,7 +309,7 @@ impl Shard {
             Owner::FillTtl(fill) => self.on_fill_ttl(fill, pending, frame),
             Owner::FillFields(fill) => self.on_fill_fields(fill, frame),
             Owner::Register(fill) => self.on_registered(fill, frame),
-            Owner::Beat { .. } | Owner::Setup(_) | Owner::Nobody => {}
+            Owner::Beat { .. } | Owner::Setup(_) | Owner::Multi | Owner::Nobody => {}
         }
     }
 

@@ -14,6 +14,24 @@ use super::upstream::{Owner, Pending};
 use super::{Shard, BACKLOG_SOFT_BYTES, WAITING_MAX};
 use crate::clock;
 
+/// What is taken from a client that has not said who it is: enough for AUTH and HELLO.
+const STRANGER: keyheat_resp::Limits = keyheat_resp::Limits {
+    bulk_max_bytes: 16 * 1024,
+    args_max: 10,
+    inline_max_bytes: 16 * 1024,
+    request_max_bytes: 64 * 1024,
+    depth_max: 1,
+};
+
+/// The limits that hold for a client now.
+pub(super) fn limits_of(client: &super::client::Client) -> keyheat_resp::Limits {
+    if client.is_authenticated {
+        keyheat_resp::Limits::default()
+    } else {
+        STRANGER
+    }
+}
+
 /// One whole request.
 #[derive(Clone, Copy)]
 pub(super) struct Request<'a> {
@@ -92,10 +110,7 @@ impl Shard {
         let Some(client) = self.client(id) else {
             return;
         };
-        if !has_looked
-            || client.is_held
-            || client.is_closing
-            || client.backlog() > BACKLOG_SOFT_BYTES
+        if !has_looked || client.is_held || client.is_closing || client.load() > BACKLOG_SOFT_BYTES
         {
             client.has_unread = true;
             return;
@@ -164,6 +179,7 @@ impl Shard {
             Ok(n) => {
                 // Local answers are judged at this instant: every request just read was sent
                 // before it, so a proof that holds now holds for all of them.
+                client.is_active = true;
                 self.now = clock::now();
                 Some(n)
             }
@@ -184,7 +200,8 @@ impl Shard {
         let Some(client) = self.client(id) else {
             return 0;
         };
-        let limits = keyheat_resp::Limits::default();
+        let limits = limits_of(client);
+        let mut was_authenticated = client.is_authenticated;
         let mut parser = std::mem::replace(&mut client.parser, RequestParser::new(limits));
         let mut pos = 0;
         while pos < buf.len() {
@@ -200,7 +217,7 @@ impl Shard {
                 client.has_unread = true;
                 break;
             }
-            if client.backlog() > BACKLOG_SOFT_BYTES || client.waiting() > WAITING_MAX {
+            if client.load() > BACKLOG_SOFT_BYTES || client.waiting() > WAITING_MAX {
                 client.has_unread = true;
                 client.is_held |= client.waiting() > WAITING_MAX;
                 self.mark_client(id);
@@ -218,6 +235,12 @@ impl Shard {
                         }
                     }
                     pos += len;
+                    if let Some(client) = self.client(id) {
+                        if client.is_authenticated != was_authenticated {
+                            was_authenticated = client.is_authenticated;
+                            parser = RequestParser::new(limits_of(client));
+                        }
+                    }
                 }
                 Ok(Parse::Incomplete { .. }) => break,
                 Err(e) => {
@@ -306,7 +329,7 @@ impl Shard {
             Class::Keyed | Class::Split(_) => self.keyed(id, request, command, class),
             Class::AnyNode => self.any_node(id, request, command),
             Class::OneServerOnly => self.one_server(id, request, command),
-            Class::AllNodes(merge) => self.all_nodes(id, request, command, merge),
+            Class::AllNodes(_) | Class::Beside(_) => self.all_nodes(id, request, command, class),
             Class::Scan => self.scan(id, request),
             Class::Local(local) => self.local(id, request, local),
             Class::Session(session) => self.session(id, request, session),
@@ -459,7 +482,7 @@ impl Shard {
         let Some(client) = self.client(id) else {
             return Flow::Next;
         };
-        let seq = client.open_slot();
+        let seq = client.open_slot(frame.len());
         if flags & (Pending::WRITE | Pending::WRITES_ALL) != 0 {
             client.note_write(seq);
         }
@@ -492,6 +515,7 @@ impl Shard {
         let mut flags = 0;
         if command.is_none_or(writes) {
             flags |= Pending::WRITES_ALL;
+            self.epochs.bump_all();
         }
         self.send_for(id, request.frame, node, 0, flags)
     }

@@ -21,6 +21,10 @@ use super::serve::{writes, Flow, Request};
 use super::upstream::{Owner, Pending, Role};
 use super::Shard;
 
+/// Marks the end of the confirmations of a subscription command.
+const MARKER: &[u8] = b"keyheat:confirmed";
+/// Commands of a transaction that are kept before its first key.
+const QUEUED_MAX: usize = 1024;
 const LOST_SESSION: &str = "ERR keyheat: this cannot be part of a transaction";
 
 /// What EXEC answers where a command of the transaction was refused.
@@ -111,6 +115,7 @@ impl Shard {
             Session::Watch => self.watch(id, request),
             Session::Unwatch => {
                 client.is_watching = false;
+                client.is_watch_lost = false;
                 self.on_pinned(id, request.frame, Pending::RELEASES)
             }
             Session::Exec => self.exec(id, request),
@@ -122,6 +127,8 @@ impl Shard {
         if let Some(client) = self.client(id) {
             client.transaction = Transaction::Pending;
             client.is_aborted = false;
+            client.queued.clear();
+            client.writes_all = false;
             client.written_keys.clear();
             client.reply(|out| encode::simple(out, "OK"));
         }
@@ -166,6 +173,11 @@ impl Shard {
         command: Option<&'static Command>,
     ) -> Flow {
         let mut wanted = None;
+        if command.is_none() {
+            if let Some(client) = self.client(id) {
+                client.writes_all = true;
+            }
+        }
         if let Some(command) = command {
             match self.keys_of(request, command) {
                 Ok(keys) if keys.count > 0 => match keys.slot.map(|s| self.owner(s)) {
@@ -181,6 +193,11 @@ impl Shard {
             if writes(command) {
                 self.remember_writes(id, request, command);
             }
+        }
+        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let is_known = command.is_some();
+        if is_cluster && is_known && wanted.is_none() && self.pinned_node(id).is_none() {
+            return self.keep_for_later(id, request.frame);
         }
         let node = match wanted {
             Some(node) => node,
@@ -210,6 +227,7 @@ impl Shard {
             return;
         };
         client.transaction = Transaction::Open;
+        let queued = std::mem::take(&mut client.queued);
         let Some(index) = client.pinned else {
             return;
         };
@@ -218,7 +236,25 @@ impl Shard {
         encode::command(&mut up.out, &[b"MULTI"]);
         let len = up.out.len() - start;
         up.pending
-            .push_back(Pending::new(Owner::Nobody, len, self.now));
+            .push_back(Pending::new(Owner::Multi, len, self.now));
+        for frame in queued {
+            // They were answered with QUEUED; should the server refuse one, EXEC says so.
+            up.send(&frame, Pending::new(Owner::Nobody, frame.len(), self.now));
+        }
+        self.mark_upstream(index);
+    }
+
+    /// Keeps a command without a key until the node of the transaction is known.
+    fn keep_for_later(&mut self, id: ClientId, frame: &[u8]) -> Flow {
+        let Some(client) = self.client(id) else {
+            return Flow::Next;
+        };
+        if client.queued.len() >= QUEUED_MAX {
+            return self.refuse(id, "ERR keyheat: too many commands before the first key");
+        }
+        client.queued.push(frame.to_vec());
+        client.reply(|out| encode::simple(out, "QUEUED"));
+        Flow::Next
     }
 
     fn remember_writes(&mut self, id: ClientId, request: &Request<'_>, command: &'static Command) {
@@ -229,6 +265,7 @@ impl Shard {
             |i| hashes.push(self.hasher.hash(request.arg(i))),
         );
         if let Some(client) = self.client(id) {
+            client.writes_all |= hashes.is_empty();
             client.written_keys.append(&mut hashes);
         }
     }
@@ -237,7 +274,8 @@ impl Shard {
         let Some(client) = self.client(id) else {
             return Flow::Next;
         };
-        let (is_aborted, stage) = (client.is_aborted, client.transaction);
+        let is_aborted = client.is_aborted || client.is_watch_lost;
+        let stage = client.transaction;
         if is_aborted {
             if stage == Transaction::Pending {
                 return self.drop_transaction(id, |out| out.extend_from_slice(EXEC_ABORT));
@@ -245,7 +283,13 @@ impl Shard {
             let flags = Pending::RELEASES | Pending::ABORTS;
             return self.on_pinned(id, b"*1\r\n$7\r\nDISCARD\r\n", flags);
         }
-        if stage == Transaction::Pending && client.pinned.is_none() {
+        if stage == Transaction::Pending && client.pinned.is_none() && !client.queued.is_empty() {
+            // Nothing in it has a key: any node will do.
+            let pinned = self.some_node(id).and_then(|node| self.pin(id, node));
+            if let Err(text) = pinned {
+                return self.refuse_upstream(id, &text);
+            }
+        } else if stage == Transaction::Pending && client.pinned.is_none() {
             client.transaction = Transaction::None;
             client.reply(|out| encode::array_header(out, 0));
             return Flow::Next;
@@ -254,11 +298,14 @@ impl Shard {
             // Only watched: the server must say whether the watched keys have changed.
             self.open_transaction(id);
         }
-        for hash in self
-            .client(id)
-            .map_or_else(Vec::new, |c| c.written_keys.clone())
-        {
-            self.epochs.bump(hash);
+        if let Some(client) = self.client(id) {
+            let (keys, is_all) = (client.written_keys.clone(), client.writes_all);
+            for hash in keys {
+                self.epochs.bump(hash);
+            }
+            if is_all {
+                self.epochs.bump_all();
+            }
         }
         self.on_pinned(id, request.frame, Pending::RELEASES)
     }
@@ -283,6 +330,9 @@ impl Shard {
         client.transaction = Transaction::None;
         client.is_watching = false;
         client.is_aborted = false;
+        client.is_watch_lost = false;
+        client.queued.clear();
+        client.writes_all = false;
         client.written_keys.clear();
         if let Some(index) = client.pinned.take() {
             // With a transaction open or keys watched, closing is the surest way to forget both.
@@ -375,7 +425,7 @@ impl Shard {
             client.releases_pinned = true;
             client.is_held = true;
         }
-        let seq = client.open_slot();
+        let seq = client.open_slot(frame.len());
         let owner = Owner::Client(Ticket { client: id, seq });
         let mut pending = Pending::new(owner, frame.len(), now);
         pending.flags = flags;
@@ -391,21 +441,22 @@ impl Shard {
             return;
         };
         let id = ticket.client;
+        self.void_written(id);
         let Some(client) = self.client(id) else {
             return;
         };
         client.releases_pinned = false;
-        client.is_blocked = false;
+        if std::mem::take(&mut client.is_blocked) && client.is_watching {
+            // Only the wait is over; the watch goes on, and its connection stays the client's own.
+            return self.mark_client(id);
+        }
         client.transaction = Transaction::None;
         client.is_watching = false;
         client.is_aborted = false;
-        let written = std::mem::take(&mut client.written_keys);
+        client.is_watch_lost = false;
         let pinned = client.pinned.take();
         let selected = client.wanted_db.take().filter(|_| reply == b"+OK\r\n");
         client.db = selected.unwrap_or(client.db);
-        for hash in written {
-            self.epochs.bump(hash);
-        }
         if let Some(index) = pinned {
             if let Some(up) = self.upstreams.get_mut(index as usize) {
                 up.db = selected.unwrap_or(up.db);
@@ -418,16 +469,42 @@ impl Shard {
     /// The upstream connection of a session is gone, and with it what the server knew of it. The
     /// client is cut, as it would be by the server itself; it must not go on as if `MULTI` or its
     /// subscriptions still stood.
-    pub(super) fn cut_session(&mut self, id: ClientId) {
-        if let Some(client) = self.client(id) {
-            client.pinned = None;
-            client.subscriber = None;
-            client.is_closing = true;
-            for hash in std::mem::take(&mut client.written_keys) {
-                self.epochs.bump(hash);
-            }
-            self.mark_client(id);
+    pub(super) fn cut_session(&mut self, id: ClientId, lost: u32) {
+        let Some(client) = self.client(id) else {
+            return;
+        };
+        client.is_closing = true;
+        let others = [client.pinned.take(), client.subscriber.take()];
+        self.void_written(id);
+        // Whoever waits on the other connection must be answered too, or the client never ends.
+        for index in others.into_iter().flatten().filter(|i| *i != lost) {
+            self.unpin_and_close(index, "its client is being cut");
         }
+        self.mark_client(id);
+    }
+
+    /// Voids what the transaction of a client has written, or may have.
+    pub(super) fn void_written(&mut self, id: ClientId) {
+        let Some(client) = self.client(id) else {
+            return;
+        };
+        let keys = std::mem::take(&mut client.written_keys);
+        let is_all = std::mem::take(&mut client.writes_all);
+        for hash in keys {
+            self.epochs.bump(hash);
+        }
+        if is_all {
+            self.epochs.bump_all();
+        }
+    }
+
+    /// A redirect met a session: its transaction must not run, nor must one that relies on a watch.
+    pub(super) fn spoil_session(&mut self, id: ClientId) {
+        let Some(client) = self.client(id) else {
+            return;
+        };
+        client.is_aborted |= client.transaction != Transaction::None;
+        client.is_watch_lost |= client.is_watching;
     }
 
     /// Forgets transaction and subscriptions (RESET).
@@ -437,6 +514,9 @@ impl Shard {
         };
         client.is_watching = false;
         client.is_aborted = false;
+        client.is_watch_lost = false;
+        client.queued.clear();
+        client.writes_all = false;
         client.subscriptions = 0;
         client.written_keys.clear();
         let indexes = [client.pinned.take(), client.subscriber.take()];
@@ -474,33 +554,40 @@ impl Shard {
         };
         if let Some(client) = self.client(id) {
             client.subscriber = Some(index);
-            // Known at once, so that a RESP2 client is held to what it may say from here on.
-            client.subscriptions = client.subscriptions.max(1);
+            // The confirmations are as many as there are channels, which only the server knows. A
+            // PING behind the command tells when all have come; until then the client waits.
+            client.is_subscribing = true;
+            client.is_held = true;
         }
-        let up = &mut self.upstreams[index as usize];
-        up.out.extend_from_slice(request.frame);
-        let len = request.frame.len();
+        let mut frame = request.frame.to_vec();
+        encode::command(&mut frame, &[b"PING", MARKER]);
         // What comes back answers no slot; the bytes are forgotten with the next settling.
-        up.pending
-            .push_back(Pending::new(Owner::Nobody, len, self.now));
+        let pending = Pending::new(Owner::Nobody, frame.len(), self.now);
+        self.upstreams[index as usize].send(&frame, pending);
         self.mark_upstream(index);
         Flow::Next
     }
 
     /// Something came on the connection of a client's subscriptions.
     pub(super) fn on_message_for(&mut self, id: ClientId, frame: &[u8]) {
-        if let Some((is_confirmation, left)) = confirmation(frame) {
-            if is_confirmation {
-                if let Some(client) = self.client(id) {
-                    client.subscriptions = left;
+        self.forget_sent(id);
+        self.mark_client(id);
+        let Some(client) = self.client(id) else {
+            return;
+        };
+        if is_marker(frame) {
+            client.is_subscribing = false;
+            if client.subscriptions == 0 {
+                if let Some(index) = client.subscriber.take() {
+                    self.unpin_and_close(index, "its last subscription has ended");
                 }
             }
+            return;
         }
-        if let Some(client) = self.client(id) {
-            client.push(frame);
+        if let Some(left) = confirmation(frame) {
+            client.subscriptions = left;
         }
-        self.mark_client(id);
-        self.forget_sent(id);
+        client.push(frame);
     }
 
     /// Subscription commands have no reply of their own to be forgotten with.
@@ -521,20 +608,25 @@ impl Shard {
 
     /// Asks the server, on a connection of its own, whether there is such a database: only then
     /// is the client in it.
-    pub(super) fn try_select(&mut self, id: ClientId, request: &Request<'_>, db: u32) -> Flow {
+    pub(super) fn try_select(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        db: Option<u32>,
+    ) -> Flow {
         let pinned = self.some_node(id).and_then(|node| self.pin(id, node));
         if let Err(text) = pinned {
             return self.refuse_upstream(id, &text);
         }
         if let Some(client) = self.client(id) {
-            client.wanted_db = Some(db);
+            client.wanted_db = db;
         }
         self.on_pinned(id, request.frame, Pending::RELEASES)
     }
 }
 
 /// For `subscribe` and the like: how many subscriptions are left.
-fn confirmation(frame: &[u8]) -> Option<(bool, i64)> {
+fn confirmation(frame: &[u8]) -> Option<i64> {
     // Messages are the many; they are told by their first word, without being taken apart.
     let head = frame.get(..32.min(frame.len()))?;
     let is_message = head.windows(8).any(|w| w == b"message\r");
@@ -546,9 +638,18 @@ fn confirmation(frame: &[u8]) -> Option<(bool, i64)> {
         return None;
     };
     match (items.first(), items.get(2)) {
-        (Some(Value::Bulk(kind)), Some(Value::Int(left))) => {
-            Some((kind.ends_with(b"subscribe"), *left))
+        (Some(Value::Bulk(kind)), Some(Value::Int(left))) if kind.ends_with(b"subscribe") => {
+            Some(*left)
         }
         _ => None,
     }
+}
+
+/// Whether this is the answer to the PING behind a subscription command.
+fn is_marker(frame: &[u8]) -> bool {
+    let is_answer = frame.starts_with(b"$") || frame.starts_with(b"*2\r\n$4\r\npong\r\n");
+    is_answer
+        && frame
+            .strip_suffix(b"\r\n")
+            .is_some_and(|f| f.ends_with(MARKER))
 }

@@ -57,6 +57,8 @@ pub(super) enum Owner {
     Beat { is_role: bool, is_last: bool },
     /// A step of the connection's own set-up.
     Setup(Step),
+    /// The MULTI that was put before a transaction.
+    Multi,
     /// Nobody.
     Nobody,
 }
@@ -215,10 +217,5 @@ impl Upstream {
             self.setup_end = self.setup_end.saturating_sub(self.acked);
             self.acked = 0;
         }
-    }
-
-    /// Bytes of requests held.
-    pub fn backlog(&self) -> usize {
-        self.out.len() - self.acked
     }
 }

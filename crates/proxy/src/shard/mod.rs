@@ -181,8 +181,8 @@ impl Gather {
 
 pub(crate) struct Shard {
     index: usize,
-    /// How many there are.
-    shards: usize,
+    /// Bytes that may be held for clients and upstreams.
+    budget: usize,
     settings: Arc<Settings>,
     poll: Poll,
     inbox: Receiver<ToShard>,
@@ -261,7 +261,7 @@ impl Shard {
         let beat_every = (s.max_staleness_ms * MS / 5).max(MS);
         Ok(Self {
             index: parts.index,
-            shards,
+            budget: s.buffers_max_bytes / shards,
             poll: parts.poll,
             inbox: parts.inbox,
             control: parts.control,
@@ -616,7 +616,6 @@ impl Shard {
     /// Keeps what is held for clients and upstreams within its budget: past it, the client with
     /// most to read is cut, as the server would.
     fn bound_buffers(&mut self) {
-        let budget = self.settings.buffers_max_bytes / self.shards;
         let mut held: usize = self.jobs.iter().map(|(_, j)| j.held()).sum();
         held += self
             .upstreams
@@ -632,18 +631,23 @@ impl Shard {
             }
         }
         self.stats.buffer_bytes.set(held as i64);
-        if held > budget {
-            if let Some((bytes, id)) = worst.filter(|(bytes, _)| *bytes > BACKLOG_SOFT_BYTES) {
-                if let Some(client) = self.client(id) {
-                    tracing::warn!(
-                        client = %client.peer, bytes,
-                        "cut a client that does not read its replies: buffers_max_bytes is reached"
-                    );
-                }
-                self.stats.clients_cut.add(1);
-                self.close_client(id);
+        if held > self.budget {
+            if let Some((_, id)) = worst.filter(|(bytes, _)| *bytes > BACKLOG_SOFT_BYTES) {
+                self.cut_for_memory(id);
             }
         }
+    }
+
+    /// Cuts a client for which too much is held.
+    fn cut_for_memory(&mut self, id: ClientId) {
+        if let Some(client) = self.client(id) {
+            tracing::warn!(
+                client = %client.peer, bytes = client.load(),
+                "cut a client for which too much is held: buffers_max_bytes is reached"
+            );
+        }
+        self.stats.clients_cut.add(1);
+        self.close_client(id);
     }
 
     /// Draining: a client that waits for nothing and has sent nothing is let go.

@@ -167,8 +167,12 @@ impl Shard {
     }
 
     fn pass_on(&mut self, id: ClientId, seq: u32, piece: &[u8], is_complete: bool) {
+        let budget = self.budget;
         if let Some(client) = self.client(id) {
             client.deliver(seq, piece, is_complete);
+            if client.load() > budget {
+                return self.cut_for_memory(id);
+            }
             self.mark_client(id);
         }
     }
@@ -200,10 +204,7 @@ impl Shard {
         let is_error = frame[0] == b'-';
         if let (Owner::Client(ticket), false) = (pending.owner, is_error) {
             self.settle_in_place(index, &pending, range, frame.len() as u64);
-            if let Some(client) = self.client(ticket.client) {
-                client.deliver(ticket.seq, frame, true);
-                self.mark_client(ticket.client);
-            }
+            self.pass_on(ticket.client, ticket.seq, frame, true);
             if pending.has(Pending::RELEASES) {
                 self.on_session_reply(&pending, frame);
             }

@@ -1,4 +1,4 @@
-"""What a review of the proxy found, each as a small experiment: all of it should pass."""
+"""Sessions, redirects and bounds of the proxy, each as a small experiment against real servers."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ import pytest
 from keyheat.server.cluster import EmbeddedCluster
 from keyheat.server.embedded import EmbeddedServer
 from tests.proxy.relay import Relay
-from tests.proxy.test_review_differential import HOT_RULE, Command, Wire, ask, command
+from tests.proxy.test_differential import HOT_RULE, Command, Wire, ask, command
 
 Eventually = Callable[..., Any]
 
@@ -104,12 +104,14 @@ def test_a_watch_outlives_a_blocking_command_and_never_reaches_another_client(
     assert say(watcher, "MULTI", "SET k lost", "EXEC")[2] == b"*-1\r\n"
 
 
-def test_hello_after_watch_changes_the_protocol_of_the_transaction_too(proxy: Any, wires: Any) -> None:
+def test_hello_after_watch_is_refused_and_the_transaction_keeps_its_protocol(proxy: Any, wires: Any) -> None:
     wire = wires(proxy.listen)
     say(wire, "HSET h a 1")
     say(wire, "WATCH h")
+    assert say(wire, "HELLO 3")[0].startswith(b"-ERR keyheat: the protocol cannot change")
+    assert say(wire, "MULTI", "HGETALL h", "EXEC")[2].startswith(b"*1\r\n*2\r\n")
     say(wire, "HELLO 3")
-    assert say(wire, "MULTI", "HGETALL h", "EXEC")[2].startswith(b"*1\r\n%1\r\n")
+    assert say(wire, "HGETALL h")[0].startswith(b"%1\r\n")
 
 
 def slot_of(address: str, key: str) -> int:

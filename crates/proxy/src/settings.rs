@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use keyheat_core::rule::{Level, Metric, Pattern, Plan, Rule, RuleSet};
+use keyheat_core::window::WindowSettings;
 use serde::Deserialize;
 
 /// The settings of one proxy, as JSON (see `docs/settings.md`).
@@ -250,6 +251,31 @@ impl Settings {
         RuleSet::new(rules).map_err(|e| format!("rules: {e}"))
     }
 
+    /// How a shard counts.
+    ///
+    /// The table of a slice is as small as the rules allow, for a small table stays in the processor's
+    /// cache: its error, at most `2 * 2.667 / 2^capacity_log2` of the accesses of the window when it
+    /// overflows (`keyheat_core::window`), is kept below three tenths of the smallest share that any
+    /// rule asks for. A level that asks for a plain rate could be passed by any share: it takes the
+    /// largest table.
+    ///
+    /// # Errors
+    /// As [`Settings::rule_set`].
+    pub fn window(&self) -> Result<WindowSettings, String> {
+        const SMALLEST: u8 = 11;
+        let default = WindowSettings::default();
+        let rules = self.rule_set()?;
+        let shares = rules.rules().iter().flat_map(|r| &r.levels);
+        let least = shares.fold(1.0_f64, |least, l| least.min(l.enter_share));
+        let fits = |log2: u8| 2.0 * 2.667 / f64::from(1_u32 << log2) <= 0.3 * least;
+        let capacity_log2 = (SMALLEST..default.capacity_log2).find(|&log2| fits(log2));
+        Ok(WindowSettings {
+            window: Duration::from_millis(self.window_ms),
+            capacity_log2: capacity_log2.unwrap_or(default.capacity_log2),
+            ..default
+        })
+    }
+
     /// The number of data-plane threads to start.
     #[must_use]
     pub fn shard_count(&self) -> usize {
@@ -298,4 +324,41 @@ fn rule(r: &RuleSettings) -> Result<Rule, String> {
         cooling: Duration::from_millis(r.cooling_ms),
         plan,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn capacity(level: &str) -> u8 {
+        let rules =
+            format!(r#"{{"rules":[{{"name":"r","match":{{"any":true}},"levels":[{level}]}}]}}"#);
+        Settings::from_json(&rules)
+            .unwrap()
+            .window()
+            .unwrap()
+            .capacity_log2
+    }
+
+    #[test]
+    fn the_table_is_as_large_as_the_smallest_share_needs() {
+        assert_eq!(Settings::default().window().unwrap().capacity_log2, 11);
+        assert_eq!(capacity(r#"{"metric":"ops","enter_share":0.05}"#), 11);
+        assert_eq!(capacity(r#"{"metric":"ops","enter_share":0.005}"#), 12);
+        assert_eq!(capacity(r#"{"metric":"ops","enter_share":0.001}"#), 13);
+        assert_eq!(capacity(r#"{"metric":"ops","enter_per_s":100}"#), 13);
+    }
+
+    #[test]
+    fn bad_settings_are_refused_by_name() {
+        for (text, name) in [
+            (r#"{"max_staleness_ms":3}"#, "max_staleness_ms"),
+            (r#"{"cache_bytes":0}"#, "cache_bytes"),
+            (r#"{"nonsense":0}"#, "nonsense"),
+            (r#"{"upstream":{"addresses":[]}}"#, "upstream.addresses"),
+        ] {
+            let error = Settings::from_json(text).unwrap_err();
+            assert!(error.contains(name), "{error}");
+        }
+    }
 }

@@ -188,6 +188,12 @@ impl Window {
         Ok(window)
     }
 
+    /// Announces that a key will be counted soon, a few accesses from now. Counts nothing.
+    #[inline]
+    pub fn prefetch(&self, key_hash: u64) {
+        self.blocks[self.current].keys.prefetch(key_hash);
+    }
+
     /// Counts one access, and says whether the key is worth a look.
     ///
     /// Args: `bytes` moved for the access, either way; `node` the upstream node that owns the key.

@@ -184,6 +184,24 @@ impl Slice {
         }
     }
 
+    /// Asks the processor for the place of a key, to be counted soon.
+    ///
+    /// Each access lands on a cold place of a large table; fetched a few accesses ahead, it is there
+    /// when it is counted.
+    #[inline]
+    pub(super) fn prefetch(&self, hash: u64) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(slot) = self.slots.get(self.home(hash) & (self.slots.len() - 1)) {
+            // SAFETY: a prefetch reads nothing and cannot fault; the address is one of a live slot.
+            unsafe {
+                use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
+                _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(slot).cast());
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = hash;
+    }
+
     #[inline]
     pub(super) fn count(
         &mut self,

@@ -18,7 +18,6 @@
 //! answer but that of the primary that owns the slot drops all that was cached from there.
 
 use keyheat_core::cache::{Lookup, Query, Stored, Token, Ttl};
-use keyheat_core::window::Access;
 use keyheat_core::Nanos;
 use keyheat_resp::command::{Cacheable, Command};
 use keyheat_resp::reply::{parse, Value};
@@ -112,7 +111,7 @@ impl Shard {
                         first: self.now,
                     });
                     hits.count += 1;
-                    self.count(keys.hash, node, Access::Read, bytes, || None);
+                    self.count_local(keys.hash, node, bytes);
                     return Some(Flow::Next);
                 }
                 Lookup::Lapsed => true,
@@ -169,7 +168,7 @@ impl Shard {
         if let Some(value) = &fill.value {
             client.reply(|out| out.extend_from_slice(value));
             let bytes = (value.len() + frame.len()) as u64;
-            self.count(key_hash, node, Access::Read, bytes, || None);
+            self.count_local(key_hash, node, bytes);
         } else {
             let seq = client.open_slot(0);
             client.note_fill(seq);
@@ -402,7 +401,7 @@ impl Shard {
                 client.deliver(ticket.seq, frame, true);
             }
             self.mark_client(ticket.client);
-            self.count(key_hash, node, Access::Read, bytes, || None);
+            self.count_local(key_hash, node, bytes);
         }
         self.finish_fill(number);
     }

@@ -43,7 +43,7 @@ use keyheat_core::cache::{CacheSettings, LocalCache};
 use keyheat_core::detect::{Nominator, ShardReport};
 use keyheat_core::fence::WriteEpochs;
 use keyheat_core::hash::KeyHasher;
-use keyheat_core::window::{Access, Totals, Window, WindowSettings};
+use keyheat_core::window::{Access, Totals, Window};
 use keyheat_core::Nanos;
 use keyheat_resp::request::RequestParser;
 use keyheat_resp::Protocol;
@@ -209,6 +209,8 @@ pub(crate) struct Shard {
 
     classes: classify::Classes,
     hasher: KeyHasher,
+    /// Whether accesses are counted.
+    counts: bool,
     window: Window,
     nominator: Nominator,
     nominated: HashMap64<()>,
@@ -242,10 +244,7 @@ pub(crate) struct Shard {
 impl Shard {
     pub fn new(parts: ShardParts) -> Result<Self, String> {
         let s = &parts.settings;
-        let window = WindowSettings {
-            window: Duration::from_millis(s.window_ms),
-            ..WindowSettings::default()
-        };
+        let window = s.window()?;
         let shards = s.shard_count().max(1);
         let span = window.window;
         let mut window = Window::new(window).map_err(|e| e.to_string())?;
@@ -282,6 +281,7 @@ impl Shard {
             parked: Vec::new(),
             classes: classify::Classes::new(),
             hasher: parts.hasher,
+            counts: s.counting,
             window,
             nominator: parts.nominator,
             nominated: HashMap64::default(),
@@ -691,36 +691,34 @@ impl Shard {
         }
     }
 
-    /// Counts one access of one key. `key` is asked for only now and then.
-    fn count(
-        &mut self,
-        key_hash: u64,
-        node: u32,
-        access: Access,
-        bytes: u64,
-        key: impl FnOnce() -> Option<Vec<u8>>,
-    ) {
-        if !self.settings.counting {
-            return;
+    /// Counts a read of a hot key that was answered here.
+    fn count_local(&mut self, key_hash: u64, node: u32, bytes: u64) {
+        if self.counts {
+            // It is hot already: there is nothing to nominate.
+            self.window
+                .record(key_hash, node, Access::Read, bytes, self.now);
         }
-        let is_due = self.window.record(key_hash, node, access, bytes, self.now);
-        if !is_due || self.hot.contains(key_hash) || self.nominated.contains_key(&key_hash) {
-            return;
+    }
+
+    /// Whether a key that is due for a look passes its local share and was not nominated just now.
+    #[cold]
+    fn is_new(&self, key_hash: u64, node: u32) -> bool {
+        if self.hot.contains(key_hash) || self.nominated.contains_key(&key_hash) {
+            return false;
         }
         let counts = self.window.estimate(key_hash, self.now);
         let totals = self.window.totals(node, self.now);
         let window = Duration::from_millis(self.settings.window_ms);
-        if !self.nominator.should_nominate(&counts, &totals, window) {
-            return;
-        }
-        if let Some(key) = key() {
-            self.nominated.insert(key_hash, ());
-            let _ = self.control.send(ToControl::Nominate {
-                key,
-                key_hash,
-                node,
-            });
-        }
+        self.nominator.should_nominate(&counts, &totals, window)
+    }
+
+    fn nominate(&mut self, key: Vec<u8>, key_hash: u64, node: u32) {
+        self.nominated.insert(key_hash, ());
+        let _ = self.control.send(ToControl::Nominate {
+            key,
+            key_hash,
+            node,
+        });
     }
 
     fn want_look(&mut self) {

@@ -10,6 +10,8 @@ use super::upstream::{Owner, Pending, Role, Stage};
 use super::Shard;
 use crate::clock;
 
+/// How many replies before its own the place of a key's count is fetched.
+const COUNT_AHEAD: usize = 5;
 /// Reads of one upstream in one turn of the loop.
 const READS_MAX: u32 = 8;
 
@@ -251,8 +253,12 @@ impl Shard {
         if pending.flags == 0 {
             return;
         }
-        let node = self.upstreams[index as usize].node;
-        let out = std::mem::take(&mut self.upstreams[index as usize].out);
+        let up = &mut self.upstreams[index as usize];
+        if let Some(soon) = up.pending.get(COUNT_AHEAD) {
+            self.window.prefetch(soon.key_hash);
+        }
+        let node = up.node;
+        let out = std::mem::take(&mut up.out);
         let request = out.get(range).unwrap_or_default();
         if pending.flags == PLAIN {
             self.record(pending, node, bytes + pending.len as u64, request);

@@ -540,26 +540,38 @@ impl Shard {
         self.any_node(id, request, command)
     }
 
+    /// Counts the access that a request was, to each of its keys.
+    #[inline]
     pub(super) fn record(&mut self, pending: &Pending, node: u32, bytes: u64, request: &[u8]) {
+        if !self.counts {
+            return;
+        }
         let access = if pending.has(Pending::WRITE) {
             Access::Write
         } else {
             Access::Read
         };
-        if !pending.has(Pending::MANY_KEYS) {
-            let mut rescan = std::mem::replace(
-                &mut self.rescan,
-                RequestParser::new(keyheat_resp::Limits::default()),
-            );
-            self.count(pending.key_hash, node, access, bytes, || {
-                first_key(&mut rescan, request)
-            });
-            self.rescan = rescan;
-            return;
+        if pending.has(Pending::MANY_KEYS) {
+            return self.record_many(node, access, bytes, request);
         }
-        for key in all_keys(&mut self.rescan, request) {
+        let hash = pending.key_hash;
+        if self.window.record(hash, node, access, bytes, self.now) && self.is_new(hash, node) {
+            // Rare: only now is the key itself looked for.
+            if let Some(key) = all_keys(&mut self.rescan, request).into_iter().next() {
+                self.nominate(key, hash, node);
+            }
+        }
+    }
+
+    #[cold]
+    fn record_many(&mut self, node: u32, access: Access, bytes: u64, request: &[u8]) {
+        let keys = all_keys(&mut self.rescan, request);
+        let share = bytes / keys.len().max(1) as u64;
+        for key in keys {
             let hash = self.hasher.hash(&key);
-            self.count(hash, node, access, bytes, || Some(key));
+            if self.window.record(hash, node, access, share, self.now) && self.is_new(hash, node) {
+                self.nominate(key, hash, node);
+            }
         }
     }
 }
@@ -573,10 +585,6 @@ pub(super) fn writes(command: &'static Command) -> bool {
 /// all clients share.
 fn is_http(name: &[u8]) -> bool {
     name.eq_ignore_ascii_case(b"post") || name.eq_ignore_ascii_case(b"host:")
-}
-
-fn first_key(parser: &mut RequestParser, frame: &[u8]) -> Option<Vec<u8>> {
-    all_keys(parser, frame).into_iter().next()
 }
 
 /// The keys of a request that was sent.

@@ -4,7 +4,7 @@
 #   make demo    a hot key is found and disarmed on three local Valkey primaries
 #   make test    Rust and Python tests
 #
-# Variables: PYTHON (python3), ARGS (passed on to demo, bench and pytest), SMALL=1 (bench of a minute),
+# Variables: PYTHON (python3), ARGS (passed on to demo, pytest and the proxy bench), SMALL=1 (bench of a minute),
 # CARGO_TARGET_DIR (target).
 
 SHELL := /bin/bash
@@ -84,7 +84,7 @@ format: $(VENV)/.tools ## rewrite the sources in the house format
 	cargo fmt --all
 
 bench: $(VENV)/.native ## core and proxy figures, into benches/results/ (SMALL=1 for a minute)
-	cargo run --locked --release -p keyheat-bench-core -- $(BENCH_ARGS)
+	cargo run --locked --release -p keyheat-bench-core -- $(if $(SMALL),--small)
 	$(BIN)/python benches/proxy.py $(BENCH_ARGS)
 
 fuzz: ## a minute of fuzzing of the protocol parsers

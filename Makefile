@@ -73,7 +73,7 @@ lint: $(VENV)/.tools ## formatting, types, clippy and import arrows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-cache
+	PYTHONPATH=python $(BIN)/lint-imports --no-cache
 	$(BIN)/python tools/arrows.py
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings

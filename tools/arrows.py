@@ -17,6 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "keyheat-proxy": {"keyheat-core", "keyheat-resp"},
     "keyheat-py": {"keyheat-core", "keyheat-resp", "keyheat-proxy"},
     "keyheat-bench-core": {"keyheat-core", "keyheat-resp"},
+    "keyheat-bench-loop": set(),
 }
 TABLES = ("dependencies", "dev-dependencies", "build-dependencies")
 

@@ -15,21 +15,30 @@
 //! - `classify`: what is done with each command
 //! - `serve`: requests in
 //! - `locals`: commands answered here
-//! - `session`: transactions, blocking commands, subscriptions
-//! - `forward`: connections upstream, failure, redirects
+//! - `session`: transactions and blocking commands; `subscribe`: subscriptions
+//! - `forward`: connections upstream, and their failure; `redirect`: MOVED and ASK
 //! - `replies`: replies in
 //! - `jobs`: requests split over nodes
-//! - `fill`: the local cache, its registrations and heartbeats
+//! - `fill`: the local cache; `tracking`: invalidations and heartbeats
+//! - `count`: accesses counted, keys nominated
+//! - `bounds`: clients that are let go
+//! - `gather`: how many requests go upstream in one write
 
+mod bounds;
 mod classify;
 mod client;
+mod count;
 mod fill;
 mod forward;
+mod gather;
 mod jobs;
 mod locals;
+mod redirect;
 mod replies;
 mod serve;
 mod session;
+mod subscribe;
+mod tracking;
 mod upstream;
 
 use std::collections::VecDeque;
@@ -43,7 +52,7 @@ use keyheat_core::cache::{CacheSettings, LocalCache};
 use keyheat_core::detect::{Nominator, ShardReport};
 use keyheat_core::fence::WriteEpochs;
 use keyheat_core::hash::KeyHasher;
-use keyheat_core::window::{Access, Totals, Window};
+use keyheat_core::window::{Totals, Window};
 use keyheat_core::Nanos;
 use keyheat_resp::request::RequestParser;
 use keyheat_resp::Protocol;
@@ -59,6 +68,7 @@ use crate::stats::ShardStats;
 use crate::topology::Topology;
 use client::{Client, ClientId};
 use fill::Fill;
+use gather::Gather;
 use jobs::Job;
 use upstream::Upstream;
 
@@ -149,34 +159,6 @@ struct Parked {
     protocol: Protocol,
     db: u32,
     slot: u16,
-}
-
-/// Decides whether to look for more requests before what was gathered is sent upstream.
-///
-/// With fewer cores than busy threads, clients and servers are waiting for this core while the shard
-/// sends their requests one by one. Letting them run first makes few large writes of many small
-/// ones (`make bench`, row "forwarded"). With cores to spare nothing more comes meanwhile, and the
-/// two system calls are wasted; so the shard learns from what a second look brings, and where that is
-/// little it only tries now and then.
-#[derive(Default)]
-struct Gather {
-    /// Events that a second look brings, averaged over the last few.
-    gain: f32,
-    turn: u32,
-}
-
-impl Gather {
-    const TRY_EVERY: u32 = 32;
-    const LEAST_GAIN: f32 = 1.0;
-
-    fn is_worth_it(&mut self) -> bool {
-        self.turn = self.turn.wrapping_add(1);
-        self.gain >= Self::LEAST_GAIN || self.turn % Self::TRY_EVERY == 0
-    }
-
-    fn learn(&mut self, events: usize) {
-        self.gain += (events as f32 - self.gain) / 8.0;
-    }
 }
 
 pub(crate) struct Shard {
@@ -611,114 +593,6 @@ impl Shard {
             self.next_rest = self.now + SEC;
             self.clients.iter_mut().for_each(|(_, c)| c.rest());
         }
-    }
-
-    /// Keeps what is held for clients and upstreams within its budget: past it, the client with
-    /// most to read is cut, as the server would.
-    fn bound_buffers(&mut self) {
-        let mut held: usize = self.jobs.iter().map(|(_, j)| j.held()).sum();
-        held += self
-            .upstreams
-            .iter()
-            .map(|(_, u)| u.partial.len())
-            .sum::<usize>();
-        let mut worst = None;
-        for (index, client) in &self.clients {
-            let bytes = client.load() + client.input.len();
-            held += bytes;
-            if worst.is_none_or(|(most, _)| bytes > most) {
-                worst = Some((bytes, client.name_at(index)));
-            }
-        }
-        self.stats.buffer_bytes.set(held as i64);
-        if held > self.budget {
-            if let Some((_, id)) = worst.filter(|(bytes, _)| *bytes > BACKLOG_SOFT_BYTES) {
-                self.cut_for_memory(id);
-            }
-        }
-    }
-
-    /// Cuts a client for which too much is held.
-    fn cut_for_memory(&mut self, id: ClientId) {
-        if let Some(client) = self.client(id) {
-            tracing::warn!(
-                client = %client.peer, bytes = client.load(),
-                "cut a client for which too much is held: buffers_max_bytes is reached"
-            );
-        }
-        self.stats.clients_cut.add(1);
-        self.close_client(id);
-    }
-
-    /// Draining: a client that waits for nothing and has sent nothing is let go.
-    fn let_go(&mut self) {
-        let idle: Vec<ClientId> = self
-            .clients
-            .iter()
-            .filter(|(_, c)| {
-                let is_idle =
-                    c.is_clear() && c.backlog() == 0 && c.transaction == client::Transaction::None;
-                (is_idle && !c.is_held && c.input.is_empty()) || c.subscriptions > 0
-            })
-            .map(|(index, c)| c.name_at(index))
-            .collect();
-        for id in idle {
-            self.pump(id);
-            if let Some(c) = self.client(id) {
-                let is_idle = c.is_clear() && c.backlog() == 0 && c.input.is_empty();
-                if is_idle || c.subscriptions > 0 {
-                    self.close_client(id);
-                }
-            }
-        }
-    }
-
-    fn report(&mut self, hashes: &[u64]) -> PollReply {
-        let now = self.now;
-        let nodes = 0..self.nodes.len() as u32;
-        let keys = hashes
-            .iter()
-            .map(|&h| (h, self.window.estimate(h, now)))
-            .collect();
-        PollReply {
-            report: ShardReport {
-                reporter: self.index as u32,
-                totals: nodes.map(|n| (n, self.window.totals(n, now))).collect(),
-                keys,
-                error: self.window.error(now),
-            },
-            hits: self.hits.iter().map(|(&h, &hits)| (h, hits)).collect(),
-        }
-    }
-
-    /// Counts a read of a hot key that was answered here.
-    fn count_local(&mut self, key_hash: u64, node: u32, bytes: u64) {
-        if self.counts {
-            // It is hot already: there is nothing to nominate.
-            self.window
-                .record(key_hash, node, Access::Read, bytes, self.now);
-        }
-    }
-
-    /// Whether a key that is due for a look passes its local share and was not nominated just now.
-    #[cold]
-    fn is_new(&self, key_hash: u64, node: u32) -> bool {
-        if self.hot.contains(key_hash) || self.nominated.contains_key(&key_hash) {
-            return false;
-        }
-        let counts = self.window.estimate(key_hash, self.now);
-        let totals = self.window.totals(node, self.now);
-        let window = Duration::from_millis(self.settings.window_ms);
-        self.nominator.should_nominate(&counts, &totals, window)
-    }
-
-    fn nominate(&mut self, key: Vec<u8>, key_hash: u64, node: u32) {
-        self.nominated.insert(key_hash, ());
-        let _ = self.control.send(ToControl::Nominate {
-            key,
-            key_hash,
-            node,
-        });
     }
 
     fn want_look(&mut self) {

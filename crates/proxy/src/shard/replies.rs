@@ -287,7 +287,7 @@ impl Shard {
         }
         if pending.has(Pending::WRITE) {
             if pending.has(Pending::MANY_KEYS) {
-                for key in super::serve::all_keys(&mut self.rescan, request) {
+                for key in super::count::all_keys(&mut self.rescan, request) {
                     self.epochs.bump(self.hasher.hash(&key));
                 }
             } else {

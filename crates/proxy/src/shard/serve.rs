@@ -2,7 +2,6 @@
 
 use std::io::{ErrorKind, Read};
 
-use keyheat_core::window::Access;
 use keyheat_resp::command::{self, Command};
 use keyheat_resp::request::{Parse, RequestParser};
 use keyheat_resp::{encode, slot};
@@ -539,41 +538,6 @@ impl Shard {
         }
         self.any_node(id, request, command)
     }
-
-    /// Counts the access that a request was, to each of its keys.
-    #[inline]
-    pub(super) fn record(&mut self, pending: &Pending, node: u32, bytes: u64, request: &[u8]) {
-        if !self.counts {
-            return;
-        }
-        let access = if pending.has(Pending::WRITE) {
-            Access::Write
-        } else {
-            Access::Read
-        };
-        if pending.has(Pending::MANY_KEYS) {
-            return self.record_many(node, access, bytes, request);
-        }
-        let hash = pending.key_hash;
-        if self.window.record(hash, node, access, bytes, self.now) && self.is_new(hash, node) {
-            // Rare: only now is the key itself looked for.
-            if let Some(key) = all_keys(&mut self.rescan, request).into_iter().next() {
-                self.nominate(key, hash, node);
-            }
-        }
-    }
-
-    #[cold]
-    fn record_many(&mut self, node: u32, access: Access, bytes: u64, request: &[u8]) {
-        let keys = all_keys(&mut self.rescan, request);
-        let share = bytes / keys.len().max(1) as u64;
-        for key in keys {
-            let hash = self.hasher.hash(&key);
-            if self.window.record(hash, node, access, share, self.now) && self.is_new(hash, node) {
-                self.nominate(key, hash, node);
-            }
-        }
-    }
 }
 
 /// Whether a command writes, or may: scripts and functions say only at run time.
@@ -585,21 +549,6 @@ pub(super) fn writes(command: &'static Command) -> bool {
 /// all clients share.
 fn is_http(name: &[u8]) -> bool {
     name.eq_ignore_ascii_case(b"post") || name.eq_ignore_ascii_case(b"host:")
-}
-
-/// The keys of a request that was sent.
-pub(super) fn all_keys(parser: &mut RequestParser, frame: &[u8]) -> Vec<Vec<u8>> {
-    let mut keys = Vec::new();
-    let Ok(Parse::Complete { .. }) = parser.parse(frame) else {
-        *parser = RequestParser::new(keyheat_resp::Limits::default());
-        return keys;
-    };
-    let arg = |i| parser.arg(frame, i);
-    if let Some(command) = command::lookup(arg(0)) {
-        let spec = command.sub(arg(1)).unwrap_or(command);
-        let _ = spec.for_each_key(parser.argc(), arg, |i| keys.push(arg(i).to_vec()));
-    }
-    keys
 }
 
 impl Merge {

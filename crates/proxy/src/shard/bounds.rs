@@ -1,0 +1,66 @@
+//! Clients that are let go: when too much is held for them, and when the proxy drains.
+
+use super::client::{self, ClientId};
+use super::{Shard, BACKLOG_SOFT_BYTES};
+
+impl Shard {
+    /// Keeps what is held for clients and upstreams within its budget: past it, the client with
+    /// most to read is cut, as the server would.
+    pub(super) fn bound_buffers(&mut self) {
+        let mut held: usize = self.jobs.iter().map(|(_, j)| j.held()).sum();
+        held += self
+            .upstreams
+            .iter()
+            .map(|(_, u)| u.partial.len())
+            .sum::<usize>();
+        let mut worst = None;
+        for (index, client) in &self.clients {
+            let bytes = client.load() + client.input.len();
+            held += bytes;
+            if worst.is_none_or(|(most, _)| bytes > most) {
+                worst = Some((bytes, client.name_at(index)));
+            }
+        }
+        self.stats.buffer_bytes.set(held as i64);
+        if held > self.budget {
+            if let Some((_, id)) = worst.filter(|(bytes, _)| *bytes > BACKLOG_SOFT_BYTES) {
+                self.cut_for_memory(id);
+            }
+        }
+    }
+
+    /// Cuts a client for which too much is held.
+    pub(super) fn cut_for_memory(&mut self, id: ClientId) {
+        if let Some(client) = self.client(id) {
+            tracing::warn!(
+                client = %client.peer, bytes = client.load(),
+                "cut a client for which too much is held: buffers_max_bytes is reached"
+            );
+        }
+        self.stats.clients_cut.add(1);
+        self.close_client(id);
+    }
+
+    /// Draining: a client that waits for nothing and has sent nothing is let go.
+    pub(super) fn let_go(&mut self) {
+        let idle: Vec<ClientId> = self
+            .clients
+            .iter()
+            .filter(|(_, c)| {
+                let is_idle =
+                    c.is_clear() && c.backlog() == 0 && c.transaction == client::Transaction::None;
+                (is_idle && !c.is_held && c.input.is_empty()) || c.subscriptions > 0
+            })
+            .map(|(index, c)| c.name_at(index))
+            .collect();
+        for id in idle {
+            self.pump(id);
+            if let Some(c) = self.client(id) {
+                let is_idle = c.is_clear() && c.backlog() == 0 && c.input.is_empty();
+                if is_idle || c.subscriptions > 0 {
+                    self.close_client(id);
+                }
+            }
+        }
+    }
+}

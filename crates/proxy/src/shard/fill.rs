@@ -258,22 +258,15 @@ impl Shard {
         let is_first = self.cache.is_idle(Self::source(fill.node));
         let up = &mut self.upstreams[tracking as usize];
         if is_first {
-            let start = up.out.len();
-            encode::command(&mut up.out, &[b"ROLE"]);
-            let len = up.out.len() - start;
             let owner = Owner::Beat {
                 is_role: true,
                 is_last: true,
             };
-            up.pending.push_back(Pending::new(owner, len, self.now));
+            up.ask(&[b"ROLE"], owner, self.now);
             up.beats_in_flight += 1;
             self.stats.heartbeats.add(1);
         }
-        let start = up.out.len();
-        encode::command(&mut up.out, &[b"EXISTS", &fill.key]);
-        let len = up.out.len() - start;
-        up.pending
-            .push_back(Pending::new(Owner::Register(number), len, self.now));
+        up.ask(&[b"EXISTS", &fill.key], Owner::Register(number), self.now);
         self.stats.registrations.add(1);
         self.fill_deadlines
             .push_back((self.now + self.patience(), number));
@@ -322,11 +315,7 @@ impl Shard {
             &fill.frame,
             Pending::new(Owner::Fill(number), fill.frame.len(), now),
         );
-        let start = up.out.len();
-        encode::command(&mut up.out, &[b"PTTL", &fill.key]);
-        let len = up.out.len() - start;
-        up.pending
-            .push_back(Pending::new(Owner::FillTtl(number), len, now));
+        up.ask(&[b"PTTL", &fill.key], Owner::FillTtl(number), now);
         match &fill.fields {
             Some(fields) => up.send(
                 fields,

@@ -112,11 +112,7 @@ impl Shard {
                 let now = self.now;
                 let up = &mut self.upstreams[index as usize];
                 if is_ask {
-                    let start = up.out.len();
-                    encode::command(&mut up.out, &[b"ASKING"]);
-                    let len = up.out.len() - start;
-                    up.pending.push_back(Pending::new(Owner::Nobody, len, now));
-                    pending.flags |= Pending::ASKED;
+                    up.ask(&[b"ASKING"], Owner::Nobody, now);
                 }
                 pending.len = frame.len();
                 up.send(frame, pending);

@@ -226,11 +226,7 @@ impl Shard {
             return;
         };
         let up = &mut self.upstreams[index as usize];
-        let start = up.out.len();
-        encode::command(&mut up.out, &[b"MULTI"]);
-        let len = up.out.len() - start;
-        up.pending
-            .push_back(Pending::new(Owner::Multi, len, self.now));
+        up.ask(&[b"MULTI"], Owner::Multi, self.now);
         for frame in queued {
             // They were answered with QUEUED; should the server refuse one, EXEC says so.
             up.send(&frame, Pending::new(Owner::Nobody, frame.len(), self.now));

@@ -7,7 +7,7 @@
 
 use keyheat_core::Nanos;
 use keyheat_resp::reply::{parse, Value};
-use keyheat_resp::{encode, slot, Limits};
+use keyheat_resp::{slot, Limits};
 
 use super::upstream::{Owner, Pending, Stage};
 use super::Shard;
@@ -124,17 +124,11 @@ impl Shard {
                 });
             }
             let beat = |is_role, is_last| Owner::Beat { is_role, is_last };
-            let start = up.out.len();
-            encode::command(&mut up.out, &[b"ROLE"]);
-            let len = up.out.len() - start;
             let owner = beat(true, probes.is_empty());
-            up.pending.push_back(Pending::new(owner, len, self.now));
+            up.ask(&[b"ROLE"], owner, self.now);
             for (i, key) in probes.iter().enumerate() {
-                let start = up.out.len();
-                encode::command(&mut up.out, &[b"EXISTS", key]);
-                let len = up.out.len() - start;
                 let owner = beat(false, i + 1 == probes.len());
-                up.pending.push_back(Pending::new(owner, len, self.now));
+                up.ask(&[b"EXISTS", key], owner, self.now);
             }
             up.beats_in_flight += 1;
             self.stats.heartbeats.add(1);

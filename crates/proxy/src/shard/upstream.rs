@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use keyheat_core::Nanos;
 use keyheat_resp::reply::ReplyScanner;
-use keyheat_resp::Protocol;
+use keyheat_resp::{encode, Protocol};
 use mio::net::TcpStream;
 
 use super::client::{ClientId, Ticket};
@@ -102,8 +102,6 @@ impl Pending {
     pub const RELEASES: u8 = 32;
     /// It is the DISCARD of a transaction that was spoilt here; its answer says so.
     pub const ABORTS: u8 = 128;
-    /// It was sent behind ASKING.
-    pub const ASKED: u8 = 64;
 
     pub fn new(owner: Owner, len: usize, now: Nanos) -> Self {
         Self {
@@ -181,6 +179,14 @@ impl Upstream {
     pub fn send(&mut self, frame: &[u8], pending: Pending) {
         self.out.extend_from_slice(frame);
         self.pending.push_back(pending);
+    }
+
+    /// Asks something of our own, behind the others.
+    pub fn ask(&mut self, args: &[&[u8]], owner: Owner, now: Nanos) {
+        let start = self.out.len();
+        encode::command(&mut self.out, args);
+        let len = self.out.len() - start;
+        self.pending.push_back(Pending::new(owner, len, now));
     }
 
     /// What may be written now.

@@ -11,6 +11,10 @@
     │   ├── UpstreamUnreachableError   nobody answers there
     │   └── UpstreamRefusedError       it answers, and says no (password, ACL, TLS)
     ├── KeyheatUnreachableError        no keyheat answers at the http address
+    ├── TurnedBackError        keyheat did not forward the call, to protect what is behind
+    │   ├── ShedError                  too many calls are under way already
+    │   ├── CircuitOpenError           the node or source has been failing
+    │   └── WaitTimeoutError           another caller's load did not end within the budget
     └── InternalError          a bug in keyheat: please report it
 
 Each class knows its `slug` (stable, for scripts), its `side` (who has to act: `downstream` the
@@ -84,6 +88,33 @@ class KeyheatUnreachableError(KeyheatError):
     slug = "keyheat-unreachable"
     side = "downstream"
     retryable = True
+
+
+class TurnedBackError(KeyheatError):
+    """keyheat did not forward the call, to protect what is behind; trying again later can help."""
+
+    slug = "turned-back"
+    retryable = True
+
+
+class ShedError(TurnedBackError):
+    """Too many calls are under way or waiting already; nothing was sent."""
+
+    slug = "shed"
+    side = "upstream"
+
+
+class CircuitOpenError(TurnedBackError):
+    """The node or source has been failing, so nothing is sent until a probe succeeds."""
+
+    slug = "circuit-open"
+    side = "upstream"
+
+
+class WaitTimeoutError(TurnedBackError):
+    """Another caller of this process loads the key, and did not end within the waiting budget."""
+
+    slug = "wait-timeout"
 
 
 class InternalError(KeyheatError):

@@ -1,0 +1,1 @@
+"""keyheat inside other frameworks."""

@@ -1,0 +1,1 @@
+"""What is done about a hot key; each remedy works alone, without detection and without the others."""

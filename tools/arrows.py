@@ -1,6 +1,6 @@
 """Check the arrows between the Rust crates: which crate may depend on which.
 
-core and resp depend on nothing of ours, proxy on those two, py on all three, nothing on py.
+core, resp and net depend on nothing of ours, client and proxy on those three, py on all, nothing on py.
 Dev-dependencies count too: a test that needs an arrow the code may not have is in the wrong crate.
 """
 
@@ -14,8 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED: dict[str, set[str]] = {
     "keyheat-core": set(),
     "keyheat-resp": set(),
-    "keyheat-proxy": {"keyheat-core", "keyheat-resp"},
-    "keyheat-py": {"keyheat-core", "keyheat-resp", "keyheat-proxy"},
+    "keyheat-net": set(),
+    "keyheat-client": {"keyheat-core", "keyheat-resp", "keyheat-net"},
+    "keyheat-proxy": {"keyheat-core", "keyheat-resp", "keyheat-net"},
+    "keyheat-py": {"keyheat-core", "keyheat-resp", "keyheat-net", "keyheat-client", "keyheat-proxy"},
     "keyheat-bench-core": {"keyheat-core", "keyheat-resp"},
     "keyheat-bench-loop": set(),
 }

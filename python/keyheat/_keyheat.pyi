@@ -1,5 +1,8 @@
 """The native module: the data plane in Rust threads, running without the interpreter's lock."""
 
+from collections.abc import Callable
+from typing import Any, final
+
 class Proxy:
     """A proxy in front of one upstream, in threads of its own."""
 
@@ -37,6 +40,124 @@ class Proxy:
 
     def stop(self) -> None:
         """Stop at once."""
+
+@final
+class MissType:
+    """The type of `MISS`."""
+
+MISS: MissType
+
+@final
+class Engine:
+    """What runs behind the protected clients of one deployment: counts, hot set, cache, one thread."""
+
+    def __init__(
+        self, settings_json: str, dial: Callable[[str, int, float], tuple[str, int, str]], is_cluster: bool
+    ) -> None:
+        """Start; a ValueError names the setting that is wrong.
+
+        `dial(host, port, timeout_s)` opens a connection on a thread of the engine's: `("fd", fd, "")`,
+        `("refused", -1, why)` or `("unreachable", -1, why)`.
+        """
+
+    def set_switch(self, name: str, on: bool) -> None:
+        """Switch `counting`, `local_cache`, `coalesce` or `shadow` while running."""
+
+    def switch(self, name: str) -> bool:
+        """Whether that is on."""
+
+    def set_owners(self, owners: list[tuple[int, int, str, int]]) -> None:
+        """Say who owns which slots: (first, last, host, port), ends included."""
+
+    def clear(self) -> None:
+        """Drop every cached value."""
+
+    def stats(self) -> str:
+        """All counters as JSON."""
+
+    def hot(self) -> str:
+        """The hot keys as JSON."""
+
+    def explain(self, key: bytes) -> str:
+        """What is known of one key, as JSON."""
+
+    def stop(self, timeout_s: float) -> None:
+        """End the thread; from then on everything goes to the server."""
+
+@final
+class Guard:
+    """One protected client: each of its commands enters and leaves here."""
+
+    def __init__(self, engine: Engine, variant: int, encode: Callable[[Any], bytes], is_utf8: bool) -> None:
+        """`variant` stands for the client settings that change a decoded reply."""
+
+    @property
+    def engine(self) -> Engine:
+        """The engine behind it."""
+
+    @property
+    def may_read_locally(self) -> bool:
+        """Whether reads of this client may be answered from memory."""
+
+    def switch_off(self) -> None:
+        """Have every read of this client go to the server from now on."""
+
+    def enter(self, args: tuple[Any, ...], options: dict[str, Any], /) -> Any:
+        """Decide about a command: `MISS` (send it), a value, a `Lead` or a `Join`."""
+
+    def leave(self, args: tuple[Any, ...], reply: Any, /) -> None:
+        """Count a command whose reply is there, and void what it may have changed."""
+
+    def failed(self, args: tuple[Any, ...], /) -> None:
+        """As `leave`, for one that failed, so that its outcome may be unknown."""
+
+    def count(self, args: tuple[Any, ...], reply: Any, /) -> None:
+        """As `leave`, for a command that was not sent by the client itself."""
+
+    def void_for(self, args: tuple[Any, ...], /) -> None:
+        """Void what a command may change."""
+
+@final
+class Lead:
+    """A read that goes to the server for the cache, for those who joined, or both."""
+
+    @property
+    def is_fill(self) -> bool:
+        """Whether the value will be kept, if it is good."""
+
+    @property
+    def key(self) -> bytes:
+        """The key that is read."""
+
+    @property
+    def node(self) -> tuple[str, int] | None:
+        """Host and port of the node that the value must come from."""
+
+    @property
+    def process(self) -> str | None:
+        """The `run_id` of the server process that the value must come from."""
+
+    def disown(self) -> None:
+        """The value does not certainly come from there: it is not kept."""
+
+    def end(self, reply: Any) -> None:
+        """Hand in what the server said."""
+
+    def fail(self) -> None:
+        """There was no reply."""
+
+@final
+class Join:
+    """Somebody else's read under way."""
+
+    def wait(self, timeout_s: float) -> Any:
+        """Wait for the value; `MISS` where there is none in time."""
+
+    def value(self) -> Any:
+        """The value, or `MISS` where there is none, or none yet."""
+
+    def on_end(self, callback: Callable[[], object]) -> None:
+        """Have `callback` called when the read has ended, on the thread that ends it."""
 
 def now_ns() -> int:
     """CLOCK_BOOTTIME in nanoseconds, the clock of `since_ns`."""

@@ -14,7 +14,8 @@
     ├── TurnedBackError        keyheat did not forward the call, to protect what is behind
     │   ├── ShedError                  too many calls are under way already
     │   ├── CircuitOpenError           the node or source has been failing
-    │   └── WaitTimeoutError           another caller's load did not end within the budget
+    │   ├── WaitTimeoutError           another caller's load did not end within the budget
+    │   └── LoadFailedError            another process's load of the key failed
     └── InternalError          a bug in keyheat: please report it
 
 Each class knows its `slug` (stable, for scripts), its `side` (who has to act: `downstream` the
@@ -105,16 +106,31 @@ class ShedError(TurnedBackError):
 
 
 class CircuitOpenError(TurnedBackError):
-    """The node or source has been failing, so nothing is sent until a probe succeeds."""
+    """The node or source has been failing, so nothing is sent until a probe succeeds.
+
+    Attributes:
+        retry_after_s: Seconds until the next probe may pass; 0 where that is not known.
+    """
 
     slug = "circuit-open"
     side = "upstream"
 
+    def __init__(self, *words: object, retry_after_s: float = 0.0) -> None:
+        super().__init__(*words)
+        self.retry_after_s = retry_after_s
+
 
 class WaitTimeoutError(TurnedBackError):
-    """Another caller of this process loads the key, and did not end within the waiting budget."""
+    """Another caller loads the key, and did not end within the waiting budget."""
 
     slug = "wait-timeout"
+
+
+class LoadFailedError(TurnedBackError):
+    """Another process was loading the key, and its load failed; the source was not asked again."""
+
+    slug = "load-failed"
+    side = "upstream"
 
 
 class InternalError(KeyheatError):

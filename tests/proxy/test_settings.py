@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from keyheat.errors import ConfigError
-from keyheat.proxy.settings import load_rules
+from keyheat.detect.rules import load_rules
 
 GOOD = """
 [[rules]]

@@ -103,7 +103,7 @@ fn hit_ns(entries: usize, lookups: usize) -> Result<(Spread, Spread), Box<dyn Er
                 query.key_hash = hasher.hash(black_box(key));
             }
             match cache.lookup(source, &query, 1000) {
-                Lookup::Hit(value) => {
+                Lookup::Hit(value, ()) => {
                     black_box(value);
                 }
                 _ => misses += 1,
@@ -148,7 +148,7 @@ impl Policy for Ours {
         let hash = Random(key).next();
         let is_hit = self.0.get(hash, &name).is_some();
         if !is_hit {
-            self.0.insert(hash, &name, 0, (), b"");
+            self.0.insert(hash, &name, 0, ((), 0), b"");
         }
         is_hit
     }

@@ -62,6 +62,11 @@ impl Proof {
         }
     }
 
+    /// Changes the bound, from the next read on. The evidence stays.
+    pub fn set_max_staleness(&mut self, max_staleness: Duration) {
+        self.max_staleness = nanos(max_staleness);
+    }
+
     /// A reply to a request sent at `sent_at` arrived, and all before it is applied.
     ///
     /// Replies may be reported out of order: the newest counts.

@@ -58,10 +58,13 @@ fn fill(cache: &mut LocalCache, source: SourceId, query: &Query<'_>, value: &[u8
 fn a_filled_reply_is_served_inside_the_bound_only() {
     let (mut cache, _) = cache();
     assert_eq!(fill(&mut cache, A, &get(b"k"), b"v"), Stored::Yes);
-    assert_eq!(cache.lookup(A, &get(b"k"), BOUND), Lookup::Hit(b"v"));
+    assert_eq!(cache.lookup(A, &get(b"k"), BOUND), Lookup::Hit(b"v", &()));
     assert_eq!(cache.lookup(A, &get(b"k"), BOUND + 1), Lookup::Lapsed);
     cache.proved(A, 500);
-    assert_eq!(cache.lookup(A, &get(b"k"), BOUND + 1), Lookup::Hit(b"v"));
+    assert_eq!(
+        cache.lookup(A, &get(b"k"), BOUND + 1),
+        Lookup::Hit(b"v", &())
+    );
     assert_eq!(cache.lookup(B, &get(b"k"), 0), Lookup::Miss);
 }
 
@@ -94,8 +97,8 @@ fn one_push_drops_every_command_of_the_key_and_no_other() {
     cache.invalidate(A, 1, b"k");
     assert_eq!(cache.len(), 2);
     assert_eq!(cache.lookup(A, &query(b"k", b"STRLEN k"), 0), Lookup::Miss);
-    assert_eq!(cache.lookup(A, &get(b"other"), 0), Lookup::Hit(b"v"));
-    assert_eq!(cache.lookup(B, &get(b"k"), 0), Lookup::Hit(b"v"));
+    assert_eq!(cache.lookup(A, &get(b"other"), 0), Lookup::Hit(b"v", &()));
+    assert_eq!(cache.lookup(B, &get(b"k"), 0), Lookup::Hit(b"v", &()));
 }
 
 #[test]
@@ -201,7 +204,7 @@ fn an_expired_reply_is_neither_stored_nor_served() {
         cache.store(&token, &get(b"k"), b"v", Ttl::At(10), 9),
         Stored::Yes
     );
-    assert_eq!(cache.lookup(A, &get(b"k"), 9), Lookup::Hit(b"v"));
+    assert_eq!(cache.lookup(A, &get(b"k"), 9), Lookup::Hit(b"v", &()));
     assert_eq!(cache.lookup(A, &get(b"k"), 10), Lookup::Miss);
     assert_eq!(cache.len(), 0);
 }
@@ -241,7 +244,7 @@ fn a_key_that_is_no_longer_hot_starts_cold_again() {
     cache.retain(|hash| hash == 2);
     assert!(cache.is_void(&token));
     assert_eq!(cache.lookup(A, &get(b"k"), 0), Lookup::Miss);
-    assert_eq!(cache.lookup(A, &get(b"kk"), 0), Lookup::Hit(b"v"));
+    assert_eq!(cache.lookup(A, &get(b"kk"), 0), Lookup::Hit(b"v", &()));
     let again = cache.begin(A, b"k", 1).unwrap();
     assert!(!cache.is_registered(&again));
 }
@@ -255,7 +258,7 @@ fn a_source_is_idle_until_something_is_registered() {
     cache.registered(&token, 1);
     assert!(!cache.is_idle(A) && cache.is_idle(B));
     let mut keys = Vec::new();
-    cache.for_each_registered(A, |key| keys.push(key.to_vec()));
+    cache.for_each_registered(A, |key, _| keys.push(key.to_vec()));
     assert_eq!(keys, [b"k"]);
     cache.invalidate(A, 1, b"k");
     assert!(cache.is_idle(A));
@@ -272,7 +275,7 @@ fn groups_without_values_are_bounded_and_give_way_first() {
     assert!((90..100).contains(&live), "{live} of 100 groups live");
     assert_eq!(
         cache.lookup(A, &query(b"", b"GET"), 0),
-        Lookup::Hit(b"kept")
+        Lookup::Hit(b"kept", &())
     );
 }
 
@@ -281,13 +284,13 @@ fn an_enormous_key_pushes_nothing_out() {
     let (mut cache, _) = cache();
     fill(&mut cache, A, &get(b"k"), b"v");
     assert!(cache.begin(A, &vec![0; 1 << 20], 99).is_none());
-    assert_eq!(cache.lookup(A, &get(b"k"), 0), Lookup::Hit(b"v"));
+    assert_eq!(cache.lookup(A, &get(b"k"), 0), Lookup::Hit(b"v", &()));
 }
 
 #[test]
 fn a_cache_without_bytes_or_staleness_refuses_politely() {
     let epochs = Arc::new(WriteEpochs::default());
-    let mut none = LocalCache::new(
+    let mut none: LocalCache = LocalCache::new(
         CacheSettings {
             max_bytes: 0,
             ..settings()

@@ -39,7 +39,7 @@ fn the_cache_takes_no_more_than_it_says_and_says_no_more_than_it_may() {
         max_bytes,
         ..CacheSettings::default()
     };
-    let mut cache = LocalCache::new(settings, Arc::new(WriteEpochs::default()));
+    let mut cache: LocalCache = LocalCache::new(settings, Arc::new(WriteEpochs::default()));
     let source = SourceId(0);
     cache.source_up(source);
     let before = LIVE.load(Ordering::Relaxed);

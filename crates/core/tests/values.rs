@@ -85,7 +85,7 @@ impl Model {
         self.stored.remove(&key);
         if self
             .store
-            .insert(hash(key), &name(&[key]), owner, self.serial, &value)
+            .insert(hash(key), &name(&[key]), owner, (self.serial, 0), &value)
         {
             let place = self.store.find(hash(key), &name(&[key])).unwrap();
             assert_eq!(self.store.meta(place), Some(&self.serial));
@@ -161,7 +161,7 @@ fn names_differ_by_source_variant_and_command() {
             ..first
         },
     ];
-    store.insert(7, &first, 0, (), b"a's value");
+    store.insert(7, &first, 0, ((), 0), b"a's value");
     for other in others {
         assert_eq!(store.get(7, &other), None);
     }
@@ -180,7 +180,7 @@ fn a_popular_entry_outlives_a_scan() {
         };
         let is_hit = store.get(key, &name).is_some();
         if !is_hit {
-            store.insert(key, &name, 0, (), b"value");
+            store.insert(key, &name, 0, ((), 0), b"value");
         }
         is_hit
     };
@@ -199,7 +199,7 @@ fn a_popular_entry_outlives_a_scan() {
 #[test]
 fn a_value_too_large_for_the_store_evicts_nothing() {
     let mut store = ValueStore::new(20_000, 100);
-    assert!(store.insert(1, &name(b"a"), 0, (), &[0; 100]));
-    assert!(!store.insert(2, &name(b"b"), 0, (), &[0; 20_000]));
+    assert!(store.insert(1, &name(b"a"), 0, ((), 0), &[0; 100]));
+    assert!(!store.insert(2, &name(b"b"), 0, ((), 0), &[0; 20_000]));
     assert!(store.get(1, &name(b"a")).is_some());
 }

@@ -17,12 +17,12 @@ use keyheat_core::hotset::HotSet;
 use keyheat_resp::slot;
 use mio::Waker;
 
-use crate::clock;
 use crate::hotview::{HashMap64, HotPlan, HotView};
 use crate::settings::Settings;
 use crate::shard::{Hits, PollReply, ToShard};
 use crate::stats::ShardStats;
 use crate::topology::{Topology, Watcher};
+use keyheat_net::clock;
 
 /// How often the detector judges without being asked.
 const TICK: Duration = Duration::from_millis(100);

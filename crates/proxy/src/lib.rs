@@ -9,7 +9,7 @@
 //! - [`topology`]: who is upstream
 //! - `control`: from counts to verdicts, and back to the shards
 //! - `http`: what is shown
-//! - [`stats`], [`clock`], [`hotview`]: what they share
+//! - [`stats`], [`hotview`]: what they share
 //!
 //! # Life of a GET
 //!
@@ -17,7 +17,6 @@
 //! hot and the proof of freshness holds; otherwise `shard::forward` has a connection to the node
 //! of its slot, and `shard::replies` brings the answer back to the client's slot and counts it.
 
-pub mod clock;
 mod control;
 pub mod hotview;
 mod http;
@@ -253,6 +252,6 @@ fn seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     let state = std::collections::hash_map::RandomState::new();
     let mut hasher = state.build_hasher();
-    hasher.write_u64(clock::now());
+    hasher.write_u64(keyheat_net::clock::now());
     hasher.finish()
 }

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use keyheat_core::rule::{Level, Metric, Pattern, Plan, Rule, RuleSet};
+use keyheat_core::rule::spec::{self, RuleSettings};
+use keyheat_core::rule::RuleSet;
 use keyheat_core::window::WindowSettings;
 use serde::Deserialize;
 
@@ -73,90 +74,6 @@ pub enum Mode {
     Standalone,
     /// A Cluster.
     Cluster,
-}
-
-/// One rule, as written by an operator.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RuleSettings {
-    /// Its name, shown beside every key it finds.
-    pub name: String,
-    /// Which keys.
-    #[serde(rename = "match")]
-    pub pattern: MatchSettings,
-    /// How hot: any level that is passed makes the key hot.
-    pub levels: Vec<LevelSettings>,
-    /// A hot key stays hot at least so long, in milliseconds.
-    #[serde(default = "default_min_hot_ms")]
-    pub min_hot_ms: u64,
-    /// How long a key stays in the hot set after it fell below its exit levels, in milliseconds.
-    #[serde(default = "default_cooling_ms")]
-    pub cooling_ms: u64,
-    /// The remedies: `local_cache`.
-    #[serde(default)]
-    pub plan: Vec<RemedySettings>,
-}
-
-/// Which keys a rule is about.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "lowercase", deny_unknown_fields)]
-pub enum MatchSettings {
-    /// Every key (`true`).
-    Any(bool),
-    /// One key.
-    Exact(String),
-    /// Keys that begin so.
-    Prefix(String),
-    /// Keys that match a Redis glob.
-    Glob(String),
-}
-
-/// A remedy a rule may name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RemedySettings {
-    /// Answer reads from the proxy's memory.
-    LocalCache,
-}
-
-/// What a level measures.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum MetricSettings {
-    /// Reads and writes.
-    Ops,
-    /// Reads.
-    Reads,
-    /// Writes.
-    Writes,
-    /// Bytes of requests and replies.
-    Bytes,
-}
-
-/// One level of a rule.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LevelSettings {
-    /// What is measured.
-    pub metric: MetricSettings,
-    /// At or above, the key becomes hot; 0 leaves it to the share.
-    #[serde(default)]
-    pub enter_per_s: f64,
-    /// Below, it begins to cool; half of the enter level if absent.
-    pub exit_per_s: Option<f64>,
-    /// Share of its node's traffic, 0 to 1, that it must have as well.
-    #[serde(default)]
-    pub enter_share: f64,
-    /// Below this share it begins to cool; half of the enter share if absent.
-    pub exit_share: Option<f64>,
-}
-
-fn default_min_hot_ms() -> u64 {
-    1_000
-}
-
-fn default_cooling_ms() -> u64 {
-    3_000
 }
 
 impl Default for Settings {
@@ -244,36 +161,19 @@ impl Settings {
     /// # Errors
     /// A sentence that names the rule and what is wrong with it.
     pub fn rule_set(&self) -> Result<RuleSet, String> {
-        let Some(rules) = &self.rules else {
-            return Ok(RuleSet::default());
-        };
-        let rules = rules.iter().map(rule).collect::<Result<Vec<_>, _>>()?;
-        RuleSet::new(rules).map_err(|e| format!("rules: {e}"))
+        match &self.rules {
+            Some(rules) => spec::rule_set(rules),
+            None => Ok(RuleSet::default()),
+        }
     }
 
-    /// How a shard counts.
-    ///
-    /// The table of a slice is as small as the rules allow, for a small table stays in the processor's
-    /// cache: its error, at most `2 * 2.667 / 2^capacity_log2` of the accesses of the window when it
-    /// overflows (`keyheat_core::window`), is kept below three tenths of the smallest share that any
-    /// rule asks for. A level that asks for a plain rate could be passed by any share: it takes the
-    /// largest table.
+    /// How a shard counts: with a table as large as the rules ask for.
     ///
     /// # Errors
     /// As [`Settings::rule_set`].
     pub fn window(&self) -> Result<WindowSettings, String> {
-        const SMALLEST: u8 = 11;
-        let default = WindowSettings::default();
-        let rules = self.rule_set()?;
-        let shares = rules.rules().iter().flat_map(|r| &r.levels);
-        let least = shares.fold(1.0_f64, |least, l| least.min(l.enter_share));
-        let fits = |log2: u8| 2.0 * 2.667 / f64::from(1_u32 << log2) <= 0.3 * least;
-        let capacity_log2 = (SMALLEST..default.capacity_log2).find(|&log2| fits(log2));
-        Ok(WindowSettings {
-            window: Duration::from_millis(self.window_ms),
-            capacity_log2: capacity_log2.unwrap_or(default.capacity_log2),
-            ..default
-        })
+        let window = Duration::from_millis(self.window_ms);
+        Ok(WindowSettings::for_rules(window, &self.rule_set()?))
     }
 
     /// The number of data-plane threads to start.
@@ -292,62 +192,9 @@ impl Settings {
     }
 }
 
-fn rule(r: &RuleSettings) -> Result<Rule, String> {
-    let pattern = match &r.pattern {
-        MatchSettings::Any(true) => Pattern::Any,
-        MatchSettings::Any(false) => {
-            return Err(format!("rule {:?}: match.any accepts true only", r.name))
-        }
-        MatchSettings::Exact(s) => Pattern::Exact(s.as_bytes().into()),
-        MatchSettings::Prefix(s) => Pattern::Prefix(s.as_bytes().into()),
-        MatchSettings::Glob(s) => Pattern::Glob(s.as_bytes().into()),
-    };
-    let levels = r.levels.iter().map(|l| Level {
-        metric: match l.metric {
-            MetricSettings::Ops => Metric::Ops,
-            MetricSettings::Reads => Metric::Reads,
-            MetricSettings::Writes => Metric::Writes,
-            MetricSettings::Bytes => Metric::Bytes,
-        },
-        enter_per_s: l.enter_per_s,
-        exit_per_s: l.exit_per_s.unwrap_or(l.enter_per_s / 2.0),
-        enter_share: l.enter_share,
-        exit_share: l.exit_share.unwrap_or(l.enter_share / 2.0),
-    });
-    let mut plan = Plan::default();
-    plan.local_cache = r.plan.contains(&RemedySettings::LocalCache);
-    Ok(Rule {
-        name: r.name.as_str().into(),
-        pattern,
-        levels: levels.collect(),
-        min_hot: Duration::from_millis(r.min_hot_ms),
-        cooling: Duration::from_millis(r.cooling_ms),
-        plan,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn capacity(level: &str) -> u8 {
-        let rules =
-            format!(r#"{{"rules":[{{"name":"r","match":{{"any":true}},"levels":[{level}]}}]}}"#);
-        Settings::from_json(&rules)
-            .unwrap()
-            .window()
-            .unwrap()
-            .capacity_log2
-    }
-
-    #[test]
-    fn the_table_is_as_large_as_the_smallest_share_needs() {
-        assert_eq!(Settings::default().window().unwrap().capacity_log2, 11);
-        assert_eq!(capacity(r#"{"metric":"ops","enter_share":0.05}"#), 11);
-        assert_eq!(capacity(r#"{"metric":"ops","enter_share":0.005}"#), 12);
-        assert_eq!(capacity(r#"{"metric":"ops","enter_share":0.001}"#), 13);
-        assert_eq!(capacity(r#"{"metric":"ops","enter_per_s":100}"#), 13);
-    }
 
     #[test]
     fn bad_settings_are_refused_by_name() {

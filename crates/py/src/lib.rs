@@ -1,128 +1,19 @@
 //! The native module `keyheat._keyheat`: converts, releases the GIL, maps errors; no logic.
+//!
+//! # Layout
+//!
+//! - [`proxy`]: a proxy in threads of this process.
+//! - [`client`]: what stands between an application and its client library.
 
-use std::sync::{Mutex, Once, PoisonError};
-use std::time::Duration;
+mod client;
+mod proxy;
 
-use keyheat_proxy::settings::Settings;
-use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-
-/// A proxy in threads of this process.
-#[pyclass]
-struct Proxy {
-    settings: Settings,
-    running: Mutex<Option<keyheat_proxy::Proxy>>,
-}
-
-impl Proxy {
-    fn with<T>(&self, f: impl FnOnce(&keyheat_proxy::Proxy) -> T) -> PyResult<T> {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running
-            .as_ref()
-            .map(f)
-            .ok_or_else(|| PyRuntimeError::new_err("the proxy is not running"))
-    }
-}
-
-#[pymethods]
-impl Proxy {
-    #[new]
-    fn new(settings_json: &str) -> PyResult<Self> {
-        let settings = Settings::from_json(settings_json).map_err(PyValueError::new_err)?;
-        Ok(Self {
-            settings,
-            running: Mutex::new(None),
-        })
-    }
-
-    fn start(&self, py: Python<'_>) -> PyResult<()> {
-        log_to_stderr(&self.settings.log);
-        let settings = self.settings.clone();
-        let started = py
-            .detach(|| keyheat_proxy::Proxy::start(settings))
-            .map_err(to_python)?;
-        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
-        Ok(())
-    }
-
-    #[getter]
-    fn listen(&self) -> PyResult<String> {
-        self.with(|p| p.listen_addr().to_string())
-    }
-
-    #[getter]
-    fn http(&self) -> PyResult<Option<String>> {
-        self.with(|p| p.http_addr().map(|a| a.to_string()))
-    }
-
-    fn hot(&self) -> PyResult<String> {
-        self.with(keyheat_proxy::Proxy::hot)
-    }
-
-    fn stats(&self) -> PyResult<String> {
-        self.with(keyheat_proxy::Proxy::stats)
-    }
-
-    fn metrics(&self) -> PyResult<String> {
-        self.with(keyheat_proxy::Proxy::metrics)
-    }
-
-    fn set_local_cache(&self, on: bool) -> PyResult<()> {
-        self.with(|p| p.set_local_cache(on))
-    }
-
-    /// Why the upstream cannot be looked at; empty if it can.
-    fn upstream_error(&self) -> PyResult<String> {
-        self.with(keyheat_proxy::Proxy::topology_error)
-    }
-
-    fn drain(&self, py: Python<'_>, timeout_s: f64) -> PyResult<bool> {
-        let timeout = Duration::try_from_secs_f64(timeout_s)
-            .map_err(|_| PyValueError::new_err("timeout_s: a number of seconds, 0 or more"))?;
-        py.detach(|| self.with(|p| p.drain(timeout)))
-    }
-
-    fn stop(&self, py: Python<'_>) {
-        py.detach(|| {
-            let running = self
-                .running
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
-            drop(running);
-        });
-    }
-}
-
-fn to_python(e: std::io::Error) -> PyErr {
-    match e.raw_os_error() {
-        Some(number) => PyOSError::new_err((number, e.to_string())),
-        None => PyOSError::new_err(e.to_string()),
-    }
-}
-
-fn log_to_stderr(level: &str) {
-    static ONCE: Once = Once::new();
-    let level = match level {
-        "error" => tracing::Level::ERROR,
-        "warn" => tracing::Level::WARN,
-        "debug" => tracing::Level::DEBUG,
-        _ => tracing::Level::INFO,
-    };
-    ONCE.call_once(|| {
-        tracing_subscriber::fmt()
-            .with_max_level(level)
-            .with_writer(std::io::stderr)
-            .with_ansi(false)
-            .with_target(false)
-            .init();
-    });
-}
 
 /// Nanoseconds of `CLOCK_BOOTTIME`, the clock of `since_ns`.
 #[pyfunction]
 fn now_ns() -> u64 {
-    keyheat_proxy::clock::now()
+    keyheat_net::clock::now()
 }
 
 /// The Cluster slot of a key, 0 to 16383.
@@ -139,7 +30,8 @@ fn version() -> &'static str {
 
 #[pymodule]
 fn _keyheat(m: &Bound<'_, PyModule>) -> PyResult<()> {
-    m.add_class::<Proxy>()?;
+    m.add_class::<proxy::Proxy>()?;
+    client::add_to(m)?;
     m.add_function(wrap_pyfunction!(now_ns, m)?)?;
     m.add_function(wrap_pyfunction!(slot, m)?)?;
     m.add_function(wrap_pyfunction!(version, m)?)?;

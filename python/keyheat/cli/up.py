@@ -12,9 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from keyheat.detect.rules import explain, load_rules
 from keyheat.errors import ConfigError
 from keyheat.proxy.native import start_proxy
-from keyheat.proxy.settings import ProxySettings, explain, load_rules
+from keyheat.proxy.settings import ProxySettings
 from keyheat.proxy.url import parse_address, parse_url
 
 

@@ -8,10 +8,28 @@ use hashbrown::HashTable;
 
 use super::slab::Slab;
 use super::values::{ALLOCATION_BYTES, INDEX_BYTES};
+use super::Ttl;
 use crate::hash::spread;
 
 /// Groups looked at when room is sought, before one with values is sacrificed.
 const LOOKS: usize = 64;
+
+/// What a registration's reply said of its key. It holds until the push that ends the registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// The key is not there.
+    pub is_missing: bool,
+    /// When it expires, counted from before the registration was sent.
+    pub expiry: Ttl,
+}
+
+impl Found {
+    /// Nothing is known: the fill asks by itself.
+    pub const UNKNOWN: Self = Self {
+        is_missing: false,
+        expiry: Ttl::None,
+    };
+}
 
 #[derive(Debug)]
 pub(super) struct Group {
@@ -21,6 +39,10 @@ pub(super) struct Group {
     pub(super) key: Box<[u8]>,
     /// The server will push at the key's next write.
     pub(super) is_registered: bool,
+    /// Its registration is on its way.
+    pub(super) is_asked: bool,
+    /// What the registration's reply said of the key itself.
+    pub(super) found: Found,
 }
 
 /// All groups of all sources.

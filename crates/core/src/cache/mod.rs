@@ -57,6 +57,7 @@ use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+pub use groups::Found;
 pub use values::{Name, ValueStore};
 
 use crate::fence::{EpochStamp, WriteEpochs};
@@ -111,9 +112,9 @@ pub struct Query<'a> {
 
 /// What the cache says to a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lookup<'a> {
-    /// The reply, good to be passed on.
-    Hit(&'a [u8]),
+pub enum Lookup<'a, X = ()> {
+    /// The reply, good to be passed on, and what was stored with it.
+    Hit(&'a [u8], &'a X),
     /// Nothing is known.
     Miss,
     /// A reply is there, but the source's proof is not live.
@@ -129,6 +130,23 @@ pub struct Token {
     group_id: u64,
     key_hash: u64,
     stamp: EpochStamp,
+}
+
+impl Token {
+    /// The hash of its key.
+    pub fn key_hash(&self) -> u64 {
+        self.key_hash
+    }
+
+    /// The source it was taken from.
+    pub fn source(&self) -> SourceId {
+        self.source
+    }
+
+    /// Whether both stand for the same registration.
+    pub fn is_of_same_group(&self, other: &Token) -> bool {
+        self.group_id == other.group_id && self.source == other.source
+    }
 }
 
 /// When a reply stops being true by itself.
@@ -158,10 +176,11 @@ pub enum Stored {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Meta {
+struct Meta<X> {
     /// `Nanos::MAX` for never.
     expires_at: Nanos,
     stamp: EpochStamp,
+    extra: X,
 }
 
 #[derive(Debug)]
@@ -174,20 +193,22 @@ struct Source {
 }
 
 /// See the module's description.
+///
+/// `X` is kept with each reply and means nothing here: a Python client keeps the decoded object.
 #[derive(Debug)]
-pub struct LocalCache {
+pub struct LocalCache<X = ()> {
     settings: CacheSettings,
     epochs: Arc<WriteEpochs>,
     sources: Vec<Source>,
     groups: Groups,
-    values: ValueStore<Meta>,
+    values: ValueStore<Meta<X>>,
     last_id: u64,
     /// Switched off by the test that shows that the other tests would notice.
     #[cfg(test)]
     is_fenced: bool,
 }
 
-impl LocalCache {
+impl<X> LocalCache<X> {
     /// An empty cache without sources.
     ///
     /// Args: `epochs` shared with every shard of the process.
@@ -256,6 +277,14 @@ impl LocalCache {
         }
     }
 
+    /// Changes the staleness bound of every source, from the next lookup on.
+    pub fn set_max_staleness(&mut self, max_staleness: Duration) {
+        self.settings.max_staleness = max_staleness;
+        for source in &mut self.sources {
+            source.proof.set_max_staleness(max_staleness);
+        }
+    }
+
     /// Whether the source has a generation.
     pub fn is_up(&self, source: SourceId) -> bool {
         self.source(source).is_some()
@@ -300,11 +329,11 @@ impl LocalCache {
 
     /// Asks for a reply to a read that starts at `now`.
     #[inline]
-    pub fn lookup(&mut self, source: SourceId, query: &Query<'_>, now: Nanos) -> Lookup<'_> {
+    pub fn lookup(&mut self, source: SourceId, query: &Query<'_>, now: Nanos) -> Lookup<'_, X> {
         let Some(place) = self.values.find(hash(source, query), &name(source, query)) else {
             return Lookup::Miss;
         };
-        let Some(meta) = self.values.meta(place).copied() else {
+        let Some(meta) = self.values.meta(place) else {
             return Lookup::Miss;
         };
         let is_overwritten = !self.epochs.is_current(query.key_hash, meta.stamp);
@@ -315,7 +344,11 @@ impl LocalCache {
         if !self.is_proved(source, now) {
             return Lookup::Lapsed;
         }
-        self.values.hit(place).map_or(Lookup::Miss, Lookup::Hit)
+        self.values
+            .hit(place)
+            .map_or(Lookup::Miss, |(value, meta)| {
+                Lookup::Hit(value, &meta.extra)
+            })
     }
 
     /// Begins a fill. To be called before the registration, or the read, is sent.
@@ -364,6 +397,45 @@ impl LocalCache {
         }
     }
 
+    /// Says that the registration is being sent, unless it was sent before.
+    ///
+    /// Returns true the first time, and only where the group still needs one.
+    pub fn ask(&mut self, token: &Token) -> bool {
+        let is_wanted = |group: &Group| !group.is_asked && !group.is_registered;
+        if !self.group_of(token).is_some_and(is_wanted) {
+            return false;
+        }
+        let group = self.groups.get_mut(token.group);
+        group.is_some_and(|group| {
+            group.is_asked = true;
+            true
+        })
+    }
+
+    /// As [`LocalCache::registered`], with what the reply said of the key.
+    pub fn registered_as(&mut self, token: &Token, found: Found, sent_at: Nanos) {
+        self.registered(token, sent_at);
+        if self.group_of(token).is_some() {
+            if let Some(group) = self.groups.get_mut(token.group) {
+                group.found = found;
+            }
+        }
+    }
+
+    /// What the token's registration found, or `None` where there is no live one.
+    pub fn found(&self, token: &Token) -> Option<Found> {
+        self.group_of(token)
+            .filter(|group| group.is_registered)
+            .map(|group| group.found)
+    }
+
+    /// Drops the token's group, so that the next fill registers anew.
+    pub fn forget(&mut self, token: &Token) {
+        if self.group_of(token).is_some() {
+            self.drop_group(token.group, false);
+        }
+    }
+
     /// Whether something came in between, so that a value read under the token may be out of date.
     pub fn is_void(&self, token: &Token) -> bool {
         self.group_of(token).is_none() || !self.epochs.is_current(token.key_hash, token.stamp)
@@ -379,7 +451,8 @@ impl LocalCache {
 
     /// Ends a fill: stores the reply, if nothing came in between.
     ///
-    /// Args: `ttl` from a PTTL sent after the read, counted from before the read was sent.
+    /// Args: `ttl` from a PTTL sent after the read and counted from before the read was sent, or what
+    /// the registration found.
     pub fn store(
         &mut self,
         token: &Token,
@@ -387,12 +460,30 @@ impl LocalCache {
         value: &[u8],
         ttl: Ttl,
         now: Nanos,
+    ) -> Stored
+    where
+        X: Default,
+    {
+        self.store_with(token, query, value, (X::default(), 0), ttl, now)
+    }
+
+    /// As [`LocalCache::store`], with something to keep beside the reply.
+    ///
+    /// Args: `(extra, extra_bytes)` what to keep, and how much memory it holds outside of itself.
+    pub fn store_with(
+        &mut self,
+        token: &Token,
+        query: &Query<'_>,
+        value: &[u8],
+        (extra, extra_bytes): (X, usize),
+        ttl: Ttl,
+        now: Nanos,
     ) -> Stored {
         let owner = match self.owner_for(token, query) {
             Ok(owner) => owner,
             Err(refusal) => return refusal,
         };
-        if value.len() > self.settings.value_max_bytes {
+        if value.len().saturating_add(extra_bytes) > self.settings.value_max_bytes {
             return Stored::TooBig;
         }
         let expires_at = match ttl {
@@ -403,9 +494,13 @@ impl LocalCache {
         let meta = Meta {
             expires_at,
             stamp: token.stamp,
+            extra,
         };
         let (hash, name) = (hash(token.source, query), name(token.source, query));
-        match self.values.insert(hash, &name, owner, meta, value) {
+        match self
+            .values
+            .insert(hash, &name, owner, (meta, extra_bytes), value)
+        {
             true => Stored::Yes,
             false => Stored::Full,
         }
@@ -435,14 +530,15 @@ impl LocalCache {
         self.drop_groups(|group| !keep(group.key_hash));
     }
 
-    /// Shows every registered key of a source: what a Cluster's heartbeat has to ask for.
-    pub fn for_each_registered(&self, source: SourceId, mut f: impl FnMut(&[u8])) {
+    /// Shows every registered key of a source, and what its registration found: what a Cluster's
+    /// heartbeat has to ask for.
+    pub fn for_each_registered(&self, source: SourceId, mut f: impl FnMut(&[u8], Found)) {
         if self.is_idle(source) {
             return;
         }
         let groups = self.groups.iter().map(|(_, group)| group);
         let registered = groups.filter(|group| group.source == source.0 && group.is_registered);
-        registered.for_each(|group| f(&group.key));
+        registered.for_each(|group| f(&group.key, group.found));
     }
 
     /// Whether nothing is registered or cached at a source, so that it needs no heartbeat.
@@ -491,6 +587,8 @@ impl LocalCache {
             key_hash,
             key,
             is_registered: false,
+            is_asked: false,
+            found: Found::UNKNOWN,
         };
         let place = self.groups.add(group)?;
         if let Some(source) = self.source_mut(source) {

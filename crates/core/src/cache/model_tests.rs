@@ -284,7 +284,7 @@ impl World {
             variant: 0,
             command: &command,
         };
-        let Lookup::Hit(value) = self.cache.lookup(SOURCE, &query, self.now) else {
+        let Lookup::Hit(value, ()) = self.cache.lookup(SOURCE, &query, self.now) else {
             return Ok(());
         };
         let version = u64::from_le_bytes(value.try_into().unwrap());

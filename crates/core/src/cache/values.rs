@@ -77,6 +77,8 @@ struct Entry<M> {
     /// The command line, then the value.
     data: Box<[u8]>,
     command_len: u32,
+    /// What `meta` holds elsewhere.
+    meta_bytes: usize,
     source: u32,
     owner: u32,
     owner_links: Links,
@@ -86,6 +88,11 @@ struct Entry<M> {
 }
 
 impl<M> Entry<M> {
+    /// Everything that is held for it beyond its place.
+    fn held_bytes(&self) -> usize {
+        self.data.len().saturating_add(self.meta_bytes)
+    }
+
     fn is_named(&self, hash: u64, name: &Name<'_>) -> bool {
         self.hash == hash
             && self.source == name.source
@@ -193,25 +200,27 @@ impl<M> ValueStore<M> {
         self.entries.get(place).map(|entry| &entry.meta)
     }
 
-    /// The reply at `place`; counts a hit.
+    /// The reply at `place`, and what was stored with it; counts a hit.
     #[inline]
-    pub fn hit(&mut self, place: u32) -> Option<&[u8]> {
+    pub fn hit(&mut self, place: u32) -> Option<(&[u8], &M)> {
         let entry = self.entries.get_mut(place)?;
         if entry.hits < MAX_HITS {
             entry.hits += 1;
         }
-        entry.data.get(entry.command_len as usize..)
+        let value = entry.data.get(entry.command_len as usize..)?;
+        Some((value, &entry.meta))
     }
 
     /// Finds a reply and counts a hit.
     pub fn get(&mut self, hash: u64, name: &Name<'_>) -> Option<&[u8]> {
         let place = self.find(hash, name)?;
-        self.hit(place)
+        self.hit(place).map(|(value, _)| value)
     }
 
     /// Stores a reply, evicting others as needed. One of the same name is replaced.
     ///
     /// Args: `owner` a small number; [`ValueStore::remove_owner`] takes all its replies out at once.
+    /// `meta` comes with the bytes it holds outside of its struct.
     ///
     /// Returns false if it cannot fit; the one it was to replace is gone then too.
     pub fn insert(
@@ -219,15 +228,16 @@ impl<M> ValueStore<M> {
         hash: u64,
         name: &Name<'_>,
         owner: u32,
-        meta: M,
+        (meta, meta_bytes): (M, usize),
         value: &[u8],
     ) -> bool {
         let replaced = self.find(hash, name).and_then(|place| self.take(place));
         let data_len = name.command.len().saturating_add(value.len());
+        let held_bytes = data_len.saturating_add(meta_bytes);
         let Ok(command_len) = u32::try_from(name.command.len()) else {
             return false;
         };
-        if owner == NIL || !self.make_place(data_len.saturating_add(ALLOCATION_BYTES)) {
+        if owner == NIL || !self.make_place(held_bytes.saturating_add(ALLOCATION_BYTES)) {
             return false;
         }
         let was_popular = replaced.is_some_and(|entry| has_earned_main(&entry));
@@ -248,6 +258,7 @@ impl<M> ValueStore<M> {
             meta,
             data: data.into_boxed_slice(),
             command_len,
+            meta_bytes,
             source: name.source,
             owner,
             owner_links: no_links,
@@ -257,7 +268,7 @@ impl<M> ValueStore<M> {
         }) else {
             return false;
         };
-        self.data_bytes += data_len + ALLOCATION_BYTES;
+        self.data_bytes += held_bytes + ALLOCATION_BYTES;
         self.link_owner(place, owner);
         self.push(place, queue);
         let entries = &self.entries;
@@ -389,7 +400,7 @@ impl<M> ValueStore<M> {
     fn take(&mut self, place: u32) -> Option<Entry<M>> {
         self.unlink(place);
         let entry = self.entries.free(place)?;
-        self.data_bytes -= entry.data.len() + ALLOCATION_BYTES;
+        self.data_bytes -= entry.held_bytes() + ALLOCATION_BYTES;
         if let Ok(found) = self.index.find_entry(entry.hash, |other| *other == place) {
             found.remove();
         }
@@ -437,7 +448,7 @@ impl<M> ValueStore<M> {
         let Some(entry) = self.entries.get_mut(place) else {
             return;
         };
-        let bytes = entry.data.len() + Self::PLACE_BYTES;
+        let bytes = entry.held_bytes() + Self::PLACE_BYTES;
         entry.queue = queue;
         let list = self.list(queue);
         let older = std::mem::replace(&mut list.newest, place);
@@ -460,7 +471,7 @@ impl<M> ValueStore<M> {
             return;
         };
         let (Links { newer, older }, queue) = (entry.queue_links, entry.queue);
-        let bytes = entry.data.len() + Self::PLACE_BYTES;
+        let bytes = entry.held_bytes() + Self::PLACE_BYTES;
         if let Some(other) = self.entries.get_mut(newer) {
             other.queue_links.older = older;
         }

@@ -10,6 +10,7 @@
 //! one near the threshold does not come and go. A key is hot when *any* of its rule's levels passes.
 
 mod glob;
+pub mod spec;
 
 use std::fmt;
 use std::sync::Arc;

@@ -50,6 +50,7 @@ use std::time::Duration;
 
 pub use counts::{Access, Bound, Counts, ErrorBound, Totals};
 
+use crate::rule::RuleSet;
 use crate::summary::Summary;
 use crate::{nanos, Nanos, SettingsError};
 use nodes::Nodes;
@@ -82,6 +83,26 @@ impl Default for WindowSettings {
 }
 
 impl WindowSettings {
+    /// A window with a table as small as the rules allow, for a small table stays in the processor's
+    /// cache.
+    ///
+    /// Its error, at most `2 * 2.667 / 2^capacity_log2` of the accesses of the window when it overflows,
+    /// is kept below three tenths of the smallest share that any rule asks for. A level that asks for a
+    /// plain rate could be passed by any share: it takes the default table.
+    pub fn for_rules(window: Duration, rules: &RuleSet) -> Self {
+        const SMALLEST: u8 = 11;
+        let default = Self::default();
+        let levels = rules.rules().iter().flat_map(|rule| &rule.levels);
+        let least = levels.fold(1.0_f64, |least, level| least.min(level.enter_share));
+        let fits = |log2: u8| 2.0 * 2.667 / f64::from(1_u32 << log2) <= 0.3 * least;
+        let capacity_log2 = (SMALLEST..default.capacity_log2).find(|&log2| fits(log2));
+        Self {
+            window,
+            capacity_log2: capacity_log2.unwrap_or(default.capacity_log2),
+            ..default
+        }
+    }
+
     /// Refuses what cannot work.
     ///
     /// # Errors
@@ -373,5 +394,35 @@ impl Window {
             + self.node_steps.capacity() * size_of::<CheckSteps>()
             + self.scratch.memory_bytes()
             + size_of::<Self>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rule::{Level, Metric, Pattern, Plan, Rule};
+
+    fn capacity(level: Level) -> u8 {
+        let rule = Rule {
+            name: "r".into(),
+            pattern: Pattern::Any,
+            levels: vec![level],
+            min_hot: Duration::ZERO,
+            cooling: Duration::ZERO,
+            plan: Plan::default(),
+        };
+        let rules = RuleSet::new(vec![rule]).unwrap();
+        WindowSettings::for_rules(Duration::from_secs(1), &rules).capacity_log2
+    }
+
+    #[test]
+    fn the_table_is_as_large_as_the_smallest_share_needs() {
+        let share = |share| capacity(Level::new(Metric::Ops, 0.0, share));
+        let of_default = WindowSettings::for_rules(Duration::from_secs(1), &RuleSet::default());
+        assert_eq!(of_default.capacity_log2, 11);
+        assert_eq!(share(0.05), 11);
+        assert_eq!(share(0.005), 12);
+        assert_eq!(share(0.001), 13);
+        assert_eq!(capacity(Level::new(Metric::Ops, 100.0, 0.0)), 13);
     }
 }

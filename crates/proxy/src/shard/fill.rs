@@ -23,7 +23,7 @@ use super::client::{ClientId, Ticket};
 use super::serve::{Flow, Keys, Request};
 use super::upstream::{Owner, Pending, Stage};
 use super::Shard;
-use crate::clock::{MS, SEC};
+use keyheat_net::clock::{MS, SEC};
 
 /// A key whose value did not fit is left alone so long.
 const NOT_WORTH: Nanos = 10 * SEC;
@@ -98,7 +98,7 @@ impl Shard {
         };
         let is_lapsed = if self.cache_on {
             match self.cache.lookup(source, &query, self.now) {
-                Lookup::Hit(value) => {
+                Lookup::Hit(value, ()) => {
                     let bytes = (value.len() + request.frame.len()) as u64;
                     if let Some(client) = self.clients.get_mut(id.index as usize) {
                         client.reply(|out| out.extend_from_slice(value));

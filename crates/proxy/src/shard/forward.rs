@@ -14,8 +14,8 @@ use mio::{Interest, Token};
 use super::client::ClientId;
 use super::upstream::{Owner, Pending, Role, Stage, Step, Upstream};
 use super::{NodeState, Shard, KIND_BITS, KIND_UPSTREAM};
-use crate::clock::{MS, SEC};
 use crate::topology::Topology;
+use keyheat_net::clock::{MS, SEC};
 
 const BACKOFF_MIN: Nanos = 50 * MS;
 const BACKOFF_MAX: Nanos = 2 * SEC;

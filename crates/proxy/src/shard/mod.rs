@@ -60,7 +60,6 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
-use crate::clock::{self, MS, SEC};
 use crate::control::ToControl;
 use crate::hotview::{HashMap64, HotView};
 use crate::settings::Settings;
@@ -70,6 +69,7 @@ use client::{Client, ClientId};
 use fill::Fill;
 use gather::Gather;
 use jobs::Job;
+use keyheat_net::clock::{self, MS, SEC};
 use upstream::Upstream;
 
 /// Bytes read from a socket at once.

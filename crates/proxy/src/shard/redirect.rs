@@ -8,7 +8,7 @@ use keyheat_resp::{encode, Protocol};
 
 use super::upstream::{Owner, Pending};
 use super::{Parked, Shard};
-use crate::clock::SEC;
+use keyheat_net::clock::SEC;
 
 /// Most times one request is sent on.
 const REDIRECTS_MAX: u8 = 5;

@@ -8,7 +8,7 @@ use mio::event::Event;
 use super::client::ClientId;
 use super::upstream::{Owner, Pending, Role, Stage};
 use super::Shard;
-use crate::clock;
+use keyheat_net::clock;
 
 /// How many replies before its own the place of a key's count is fetched.
 const COUNT_AHEAD: usize = 5;

@@ -11,7 +11,7 @@ use super::classify::{Class, Local, Merge};
 use super::client::{ClientId, Ticket, Transaction};
 use super::upstream::{Owner, Pending};
 use super::{Shard, BACKLOG_SOFT_BYTES, WAITING_MAX};
-use crate::clock;
+use keyheat_net::clock;
 
 /// What is taken from a client that has not said who it is: enough for AUTH and HELLO.
 const STRANGER: keyheat_resp::Limits = keyheat_resp::Limits {

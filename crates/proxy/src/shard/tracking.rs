@@ -11,8 +11,8 @@ use keyheat_resp::{slot, Limits};
 
 use super::upstream::{Owner, Pending, Stage};
 use super::Shard;
-use crate::clock::{MS, SEC};
 use crate::control::ToControl;
+use keyheat_net::clock::{MS, SEC};
 
 /// Heartbeats on their way at once; past that the connection is stuck.
 const BEATS_MAX: u32 = 64;
@@ -116,7 +116,7 @@ impl Shard {
             let mut probes: Vec<Vec<u8>> = Vec::new();
             if is_cluster {
                 let mut slots = hashbrown::HashSet::new();
-                self.cache.for_each_registered(source, |key| {
+                self.cache.for_each_registered(source, |key, _| {
                     let is_missing = missing.contains_key(&hasher.hash(key));
                     if slots.insert(slot::slot(key)) || is_missing {
                         probes.push(key.to_vec());

@@ -3,7 +3,8 @@
 //! `CLOCK_BOOTTIME` goes on while the machine is suspended, so a proof of freshness taken before
 //! a suspension has lapsed after it. `CLOCK_MONOTONIC` would stand still and call it fresh.
 
-use keyheat_core::Nanos;
+/// Nanoseconds of this clock.
+pub type Nanos = u64;
 
 /// Nanoseconds since boot, time in suspension included.
 #[must_use]

@@ -1,0 +1,159 @@
+//! A read on its way to the server, that other callers of the process may wait for.
+//!
+//! Who may join, and why that breaks no promise: a flight begun at f delivers a value that was read at
+//! the server after f. A caller who asks at t may take it if t − f is within the staleness bound, for
+//! then no write acknowledged before t − bound came after the value was read; and only if this process
+//! has written the key neither since f nor with its outcome open (the stamp still holds), so that a
+//! caller always sees what was written before it asked.
+//!
+//! A flight ends once: with a value, or without one when its leader failed or went away. Those who
+//! waited then look after themselves.
+
+use std::sync::{Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use keyheat_core::fence::EpochStamp;
+use keyheat_core::Nanos;
+
+use crate::lock;
+
+/// Called when a flight has ended, by whoever ended it.
+pub type OnEnd = Box<dyn FnOnce() + Send>;
+
+enum State<V> {
+    Aloft(Vec<OnEnd>),
+    Landed(Option<V>),
+}
+
+/// See the module's description.
+pub struct Flight<V> {
+    pub(crate) identity: u64,
+    pub(crate) variant: u64,
+    pub(crate) line: Box<[u8]>,
+    pub(crate) begun_at: Nanos,
+    pub(crate) stamp: EpochStamp,
+    state: Mutex<State<V>>,
+    ended: Condvar,
+}
+
+impl<V> std::fmt::Debug for Flight<V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Flight").finish_non_exhaustive()
+    }
+}
+
+impl<V: Clone> Flight<V> {
+    pub(crate) fn new(
+        identity: u64,
+        variant: u64,
+        line: &[u8],
+        begun_at: Nanos,
+        stamp: EpochStamp,
+    ) -> Self {
+        Self {
+            identity,
+            variant,
+            line: line.into(),
+            begun_at,
+            stamp,
+            state: Mutex::new(State::Aloft(Vec::new())),
+            ended: Condvar::new(),
+        }
+    }
+
+    /// Whether it has ended, and with what.
+    pub fn landed(&self) -> Option<Option<V>> {
+        match &*lock(&self.state) {
+            State::Aloft(_) => None,
+            State::Landed(value) => Some(value.clone()),
+        }
+    }
+
+    /// Waits for the end, at most so long. `None` where there is no value, by then or at all.
+    pub fn wait(&self, timeout: Duration) -> Option<V> {
+        let until = Instant::now() + timeout;
+        let mut state = lock(&self.state);
+        loop {
+            if let State::Landed(value) = &*state {
+                return value.clone();
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            state = match self.ended.wait_timeout(state, left) {
+                Ok((state, _)) => state,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+    }
+
+    /// Has `on_end` called at the end; at once if that has come.
+    pub fn on_end(&self, on_end: OnEnd) {
+        {
+            if let State::Aloft(waiting) = &mut *lock(&self.state) {
+                waiting.push(on_end);
+                return;
+            }
+        }
+        on_end();
+    }
+
+    /// Ends it. What was to be called is returned, to be called without any lock held.
+    pub(crate) fn land(&self, value: Option<V>) -> Vec<OnEnd> {
+        let mut state = lock(&self.state);
+        let State::Aloft(waiting) = &mut *state else {
+            return Vec::new();
+        };
+        let waiting = std::mem::take(waiting);
+        *state = State::Landed(value);
+        drop(state);
+        self.ended.notify_all();
+        waiting
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use keyheat_core::fence::WriteEpochs;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::Arc;
+
+    fn flight() -> Arc<Flight<u32>> {
+        let stamp = WriteEpochs::new(1).stamp(0);
+        Arc::new(Flight::new(1, 2, b"line", 0, stamp))
+    }
+
+    #[test]
+    fn those_who_wait_get_the_value() {
+        let flight = flight();
+        let waiter = Arc::clone(&flight);
+        let waiting = std::thread::spawn(move || waiter.wait(Duration::from_secs(10)));
+        flight.land(Some(7));
+        assert_eq!(waiting.join().unwrap(), Some(7));
+        assert_eq!(flight.landed(), Some(Some(7)));
+    }
+
+    #[test]
+    fn a_wait_ends_with_its_budget() {
+        assert_eq!(flight().wait(Duration::from_millis(1)), None);
+    }
+
+    #[test]
+    fn it_ends_once_and_calls_everybody_once() {
+        static CALLS: AtomicU32 = AtomicU32::new(0);
+        let call = || -> OnEnd {
+            Box::new(|| {
+                CALLS.fetch_add(1, Ordering::SeqCst);
+            })
+        };
+        let flight = flight();
+        flight.on_end(call());
+        flight.land(None).into_iter().for_each(|f| f());
+        assert!(flight.land(Some(1)).is_empty());
+        flight.on_end(call());
+        assert_eq!(CALLS.load(Ordering::SeqCst), 2);
+        assert_eq!(flight.wait(Duration::from_secs(10)), None);
+    }
+}

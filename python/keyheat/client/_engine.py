@@ -1,0 +1,170 @@
+"""What is the same for sync and asyncio: which engine a client shares, and what makes its replies its own.
+
+One process has one engine per deployment and settings, however many clients it makes: they share its
+tracking connections, its counts and its memory. What one client's settings change in a decoded reply is
+part of the name under which the reply is kept.
+"""
+
+import atexit
+import json
+import threading
+import weakref
+from dataclasses import replace
+from typing import Any, Final
+
+from keyheat._keyheat import Engine, Guard
+from keyheat.client.dial import dialer
+from keyheat.client.family import Family
+from keyheat.client.settings import ClientSettings
+from keyheat.errors import ConfigError
+
+# How long an interpreter that exits waits for the engine's thread.
+_STOP_S: Final = 1.0
+
+
+class Binding:
+    """An engine with what Python keeps beside it; shared by the clients of one deployment."""
+
+    def __init__(self, engine: Engine, settings: ClientSettings, pool: Any) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.coalesce_wait_s = settings.coalesce_wait_s
+        # The engine's dialer reads this pool's settings for as long as it lives.
+        self.pool = pool
+        self._owners: dict[int, Any] = {}
+        weakref.finalize(self, engine.stop, 0.0)
+
+    def follow(self, slots: dict[int, list[Any]]) -> None:
+        """Take over who owns which slot.
+
+        Args:
+            slots: The client's map from slot to nodes, the primary first.
+        """
+        runs: list[tuple[int, int, str, int]] = []
+        for slot in sorted(slots):
+            nodes = slots[slot]
+            if not nodes:
+                continue
+            host, port = str(nodes[0].host), int(nodes[0].port)
+            if runs and runs[-1][1] == slot - 1 and runs[-1][2:] == (host, port):
+                runs[-1] = (runs[-1][0], slot, host, port)
+            else:
+                runs.append((slot, slot, host, port))
+        if runs:
+            self.engine.set_owners(runs)
+
+
+_bindings: "weakref.WeakValueDictionary[tuple[Any, ...], Binding]" = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+def bind(family: Family, client: Any, pool: Any, settings: ClientSettings, *, is_cluster: bool) -> Binding:
+    """The engine for a client, shared with others of the same deployment.
+
+    Args:
+        family: The client's library.
+        client: The client.
+        pool: A connection pool of it; for a Cluster of any node, or something with its settings.
+        settings: The settings; clients share an engine only if theirs are the same.
+        is_cluster: Whether it is a Cluster client.
+    """
+    where = _deployment(client, pool, is_cluster=is_cluster)
+    plain = replace(settings, rules=None)
+    name = (family.name, is_cluster, where, settings.to_json(), plain)
+    with _lock:
+        binding = _bindings.get(name)
+        if binding is None:
+            engine = _started(settings, dialer(family, pool, is_cluster=is_cluster), is_cluster=is_cluster)
+            binding = Binding(engine, settings, pool)
+            _bindings[name] = binding
+        return binding
+
+
+def _started(settings: ClientSettings, dial: Any, *, is_cluster: bool) -> Engine:
+    try:
+        engine = Engine(settings.to_json(), dial, is_cluster)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for name in ("local_cache", "coalesce", "shadow"):
+        engine.set_switch(name, getattr(settings, name))
+    return engine
+
+
+def _deployment(client: Any, pool: Any, *, is_cluster: bool) -> tuple[Any, ...]:
+    kwargs = pool.connection_kwargs
+    who = (kwargs.get("username"), kwargs.get("password"), id(kwargs.get("credential_provider")))
+    sentinel = getattr(pool, "sentinel_manager", None)
+    if sentinel is not None:
+        nodes = tuple(
+            sorted((str(kw.get("host")), kw.get("port")) for kw in map(_kwargs_of, sentinel.sentinels))
+        )
+        return ("sentinel", nodes, pool.service_name, bool(pool.is_master), kwargs.get("db", 0), who)
+    if is_cluster:
+        startup = client.nodes_manager.startup_nodes
+        return ("cluster", tuple(sorted(startup)), who)
+    is_tls = any(name.startswith("ssl") for name in kwargs)
+    where = (kwargs.get("host"), kwargs.get("port"), kwargs.get("path"))
+    return ("one", where, is_tls, kwargs.get("db", 0), who)
+
+
+def _kwargs_of(client: Any) -> dict[str, Any]:
+    kwargs: dict[str, Any] = client.connection_pool.connection_kwargs
+    return kwargs
+
+
+def guard_for(client: Any, binding: Binding) -> Guard:
+    """The native half of one protected client.
+
+    Args:
+        client: The client, for its encoder and what else changes its decoded replies.
+        binding: Its engine.
+    """
+    encoder = client.get_encoder()
+    kwargs = getattr(client, "connection_pool", None)
+    options = kwargs.connection_kwargs if kwargs is not None else client.__dict__.get("connection_kwargs", {})
+    callbacks = getattr(client, "response_callbacks", None)
+    shape = (
+        type(client).__mro__[1].__module__.split(".")[0],
+        encoder.decode_responses,
+        encoder.encoding,
+        encoder.encoding_errors,
+        options.get("protocol"),
+        options.get("legacy_responses"),
+        id(options.get("parser_class")),
+        _signature(callbacks),
+    )
+    is_utf8 = encoder.encoding.lower().replace("_", "-") in {"utf-8", "utf8"}
+    return Guard(binding.engine, hash(shape) & (2**64 - 1), encoder.encode, is_utf8)
+
+
+def _signature(callbacks: Any) -> int:
+    """A number that two clients share whose replies are decoded by the same functions.
+
+    The standard callbacks are the same function objects in every client, but some are made anew for each;
+    those are told by their code.
+    """
+    if callbacks is None:
+        return 0
+    parts = []
+    for name, callback in dict(callbacks).items():
+        code = getattr(callback, "__code__", None)
+        bound = getattr(callback, "__self__", None)
+        parts.append((str(name), id(code) if code is not None and bound is None else id(callback)))
+    return hash(tuple(sorted(parts)))
+
+
+def loads(text: str) -> Any:
+    """What the engine tells, keys as bytes."""
+    return json.loads(text, object_hook=_with_bytes)
+
+
+def _with_bytes(found: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(found.get("key"), list):
+        found["key"] = bytes(found["key"])
+    return found
+
+
+@atexit.register
+def _stop_all() -> None:
+    for binding in list(_bindings.values()):
+        binding.engine.stop(_STOP_S)

@@ -1,0 +1,222 @@
+"""The protected client, asyncio: moves bytes, decides nothing. The twin of `sync`."""
+
+import asyncio
+import contextlib
+import inspect
+from typing import Any
+
+from keyheat._keyheat import MISS, Guard, Join, Lead, slot
+from keyheat.client import identity
+from keyheat.client.handle import Handle
+from keyheat.client.pipelines import queued
+
+_LEAD = "_keyheat_lead"
+
+
+class AioClient:
+    """What a protected client does before and after each command."""
+
+    keyheat: Handle
+    _keyheat_guard: Guard | None = None
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """As the client's own."""
+        guard = self._keyheat_guard
+        if guard is None:
+            return await super().execute_command(*args, **options)  # type: ignore[misc]
+        found = guard.enter(args, options)
+        if found is MISS:
+            try:
+                reply = await super().execute_command(*args, **options)  # type: ignore[misc]
+            except BaseException:
+                guard.failed(args)
+                raise
+            guard.leave(args, reply)
+            return reply
+        if type(found) is Lead or type(found) is Join:
+            return await self._keyheat_read(guard, found, args, options)
+        return found
+
+    async def _keyheat_read(
+        self, guard: Guard, found: Any, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        if type(found) is Join:
+            reply = await _joined(found, self.keyheat.binding.coalesce_wait_s)
+            if reply is not MISS:
+                guard.count(args, reply)
+                return reply
+            found = guard.enter(args, options)
+            if type(found) is not Lead and type(found) is not Join and found is not MISS:
+                return found
+        lead = found if type(found) is Lead else None
+        try:
+            reply = await self._keyheat_send(lead, args, options)
+        except BaseException:
+            if lead is not None:
+                lead.fail()
+            guard.failed(args)
+            raise
+        if lead is not None:
+            lead.end(reply)
+        guard.leave(args, reply)
+        return reply
+
+    async def _keyheat_send(self, lead: Lead | None, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if lead is not None and lead.is_fill:
+            options = options | {_LEAD: lead}
+        return await super().execute_command(*args, **options)  # type: ignore[misc]
+
+    async def _send_command_parse_response(
+        self, conn: Any, command_name: Any, *args: Any, **options: Any
+    ) -> Any:
+        lead = options.pop(_LEAD, None)
+        if lead is None:
+            return await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
+        writer = await _writer_to(conn, lead.process)
+        if writer is None:
+            lead.disown()
+        reply = await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
+        if writer is not None and conn._writer is not writer:
+            lead.disown()
+        return reply
+
+    def pipeline(self, *args: Any, **options: Any) -> Any:
+        """As the client's own."""
+        return self._keyheat_adopt(super().pipeline(*args, **options))  # type: ignore[misc]
+
+    def client(self) -> Any:
+        """As the client's own: a client with one connection; protected as this one."""
+        own = super().client()  # type: ignore[misc]
+        if self._keyheat_guard is not None:
+            own.keyheat = Handle.attach(own, self.keyheat.binding)
+            own._keyheat_guard = own.keyheat.guard
+        return own
+
+    def _keyheat_adopt(self, pipeline: Any) -> Any:
+        if self._keyheat_guard is not None:
+            from keyheat.client.classes import pipeline_class  # noqa: PLC0415  knows this module
+
+            pipeline.__class__ = pipeline_class(type(pipeline))
+            pipeline._keyheat_guard = self._keyheat_guard
+        return pipeline
+
+
+async def _joined(join: Join, timeout_s: float) -> Any:
+    """The value of somebody else's read, or `MISS` where there is none in time."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+
+    def tell() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+            loop.call_soon_threadsafe(ended.set)
+
+    join.on_end(tell)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await ended.wait()
+    return join.value()
+
+
+async def _writer_to(conn: Any, process: str | None) -> Any:
+    """The connection's stream if it leads to that server process; `None` if not, or if nobody can tell."""
+    if getattr(conn, "_writer", None) is None:
+        try:
+            await conn.connect()
+        except Exception:  # noqa: BLE001  sending the command will say so, and be retried as configured
+            return None
+    writer = getattr(conn, "_writer", None)
+    if not process or writer is None:
+        return None
+    found = identity.known(writer)
+    if found is None:
+        is_read = False
+        try:
+            await conn.send_command("INFO", "server")
+            answer = await conn.read_response(disable_decoding=True)
+            is_read = True
+        except Exception as error:  # noqa: BLE001
+            is_read = any(cls.__name__ == "ResponseError" for cls in type(error).__mro__)
+            if is_read:
+                identity.remember(writer, "")
+            return None
+        finally:
+            if not is_read:  # cancelled, timed out: no answer may be left for the next command
+                await conn.disconnect(nowait=True)
+        writer = conn._writer
+        found = identity.remember(writer, answer)
+    return writer if found == process else None
+
+
+class AioCluster(AioClient):
+    """As `AioClient`, for a Cluster: the value has to come from the node that tracks its key."""
+
+    _keyheat_slots: Any = None
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """As the client's own."""
+        reply = await super().execute_command(*args, **options)
+        manager = self.nodes_manager  # type: ignore[attr-defined]
+        if manager.slots_cache is not self._keyheat_slots and self._keyheat_guard is not None:
+            self._keyheat_slots = manager.slots_cache
+            self.keyheat.binding.follow(manager.slots_cache)
+        return reply
+
+    async def _keyheat_send(self, lead: Lead | None, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if lead is not None and (node := self._keyheat_home(lead, options)) is not None:
+            try:
+                return await node.execute_command(*args, **options)
+            except Exception:  # noqa: BLE001  the client's own way knows about redirects and retries
+                lead.disown()
+        return await super(AioClient, self).execute_command(*args, **options)  # type: ignore[misc]
+
+    def _keyheat_home(self, lead: Lead, options: dict[str, Any]) -> Any:
+        """The node that tracks the key, if the client, too, takes it for the owner."""
+        place = slot(lead.key)
+        manager = self.nodes_manager  # type: ignore[attr-defined]
+        nodes = manager.slots_cache.get(place)
+        if not nodes or "target_nodes" in options:
+            lead.disown()
+            return None
+        if (str(nodes[0].host), int(nodes[0].port)) != lead.node:
+            lead.disown()
+            self.keyheat.binding.follow({place: nodes})
+            return None
+        return nodes[0] if lead.is_fill else None
+
+
+class AioPipeline:
+    """A pipeline of a protected client: counted, and what it writes is noted; never read locally."""
+
+    _keyheat_guard: Guard | None = None
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """As the pipeline's own."""
+        guard = self._keyheat_guard
+        if guard is None:
+            return super().execute_command(*args, **options)  # type: ignore[misc]
+        guard.void_for(args)
+        sent = super().execute_command(*args, **options)  # type: ignore[misc]
+        return self._keyheat_sent(guard, sent, args) if inspect.iscoroutine(sent) else sent
+
+    async def _keyheat_sent(self, guard: Guard, sent: Any, args: tuple[Any, ...]) -> Any:
+        """While watching, a command is sent at once."""
+        try:
+            return await sent
+        finally:
+            guard.void_for(args)
+
+    async def execute(self, *args: Any, **options: Any) -> Any:
+        """As the pipeline's own."""
+        guard = self._keyheat_guard
+        if guard is None:
+            return await super().execute(*args, **options)  # type: ignore[misc]
+        commands = queued(self)
+        for command in commands:
+            guard.void_for(command)
+        replies: list[Any] = []
+        try:
+            replies = await super().execute(*args, **options)  # type: ignore[misc]
+        finally:
+            for number, command in enumerate(commands):
+                guard.count(command, replies[number] if number < len(replies) else None)
+        return replies

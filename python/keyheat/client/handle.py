@@ -1,0 +1,104 @@
+"""`client.keyheat`: what an operator asks a protected client, and its switches."""
+
+from typing import Any
+
+from keyheat._keyheat import Guard
+from keyheat.client._engine import Binding, guard_for, loads
+
+
+class Handle:
+    """The keyheat side of one protected client.
+
+    Clients of one deployment share an engine, so what is said and switched here holds for all of them in
+    this process.
+    """
+
+    __slots__ = ("_binding", "guard")
+
+    def __init__(self, binding: Binding, guard: Guard) -> None:
+        self._binding = binding
+        self.guard = guard
+
+    @classmethod
+    def attach(cls, client: Any, binding: Binding) -> "Handle":
+        """Make the handle of a client."""
+        return cls(binding, guard_for(client, binding))
+
+    @property
+    def binding(self) -> Binding:
+        """The engine and what is beside it."""
+        return self._binding
+
+    def stats(self) -> dict[str, Any]:
+        """What was counted since start, in this process.
+
+        Returns:
+            Counters (`commands`, `hot_reads`, `local_hits`, `joins`, `fills`, `lapsed`, …), sizes
+            (`cached_entries`, `cached_bytes`, `hot_keys`), the staleness bound in force
+            (`max_staleness_ms`), and `not_caching`: for each node without a tracking connection, why.
+        """
+        stats: dict[str, Any] = loads(self._binding.engine.stats())
+        return stats
+
+    def hot_keys(self) -> list[dict[str, Any]]:
+        """The hot keys, the hottest first, each as `explain` tells it."""
+        keys: list[dict[str, Any]] = loads(self._binding.engine.hot())["keys"]
+        return keys
+
+    def explain(self, key: bytes | str) -> dict[str, Any]:
+        """Whether a key is hot, by which rule, what is done about it, since when, and what that saved.
+
+        Args:
+            key: The key; text is taken as UTF-8.
+
+        Returns:
+            `is_hot`, and for a hot key `rule`, `plan`, `state`, `since_s`, its load (`reads_per_s`,
+            `writes_per_s`, `bytes_per_s`, `share`), `local_hits` and `joins` (reads the server did not
+            see). `not_caching` says why nothing can be kept, `may_read_locally` whether this client's
+            reads may be answered from memory at all.
+        """
+        raw = key.encode() if isinstance(key, str) else bytes(key)
+        told: dict[str, Any] = loads(self._binding.engine.explain(raw))
+        told["key"] = raw
+        told["may_read_locally"] = self.guard.may_read_locally
+        return told
+
+    def clear(self) -> None:
+        """Drop every cached value."""
+        self._binding.engine.clear()
+
+    @property
+    def local_cache(self) -> bool:
+        """Whether hot keys are answered from memory; may be set while running."""
+        return self._binding.engine.switch("local_cache")
+
+    @local_cache.setter
+    def local_cache(self, on: bool) -> None:
+        self._binding.engine.set_switch("local_cache", on)
+
+    @property
+    def coalesce(self) -> bool:
+        """Whether reads of a hot key under way are shared; may be set while running."""
+        return self._binding.engine.switch("coalesce")
+
+    @coalesce.setter
+    def coalesce(self, on: bool) -> None:
+        self._binding.engine.set_switch("coalesce", on)
+
+    @property
+    def counting(self) -> bool:
+        """Whether accesses are counted; without, nothing new is found hot. May be set while running."""
+        return self._binding.engine.switch("counting")
+
+    @counting.setter
+    def counting(self, on: bool) -> None:
+        self._binding.engine.set_switch("counting", on)
+
+    @property
+    def shadow(self) -> bool:
+        """Whether everything is measured and nothing applied; may be set while running."""
+        return self._binding.engine.switch("shadow")
+
+    @shadow.setter
+    def shadow(self, on: bool) -> None:
+        self._binding.engine.set_switch("shadow", on)

@@ -1,0 +1,102 @@
+"""`protect`: one line for an application."""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from keyheat.client._engine import bind
+from keyheat.client.classes import client_class
+from keyheat.client.family import Family, family_of
+from keyheat.client.handle import Handle
+from keyheat.client.settings import ClientSettings
+from keyheat.client.sync import connection_to
+from keyheat.errors import ConfigError
+
+ClientT = TypeVar("ClientT")
+
+
+def protect(
+    client: ClientT,
+    *,
+    rules: Sequence[Any] | None = None,
+    settings: ClientSettings | None = None,
+    center: None = None,
+    **options: Any,
+) -> ClientT:
+    """Protect a client: find the hot keys it uses, and answer them from memory within a bound.
+
+    The client is changed in place and returned: it stays an instance of its class, with every method,
+    pipeline and setting it had, and gains `client.keyheat`. Protecting it again changes nothing.
+
+    Args:
+        client: A client of redis-py or valkey-py: sync or asyncio, of one server, a Cluster, or one that
+            Sentinel manages (`sentinel.master_for(…)`).
+        rules: Which keys are hot, and what is done for them; as in a rules file. `None`: any key with at
+            least 100 operations a second and 1 % of its node's, or 1 MiB a second and 5 % of its bytes.
+        settings: Everything else, in one object.
+        center: Where the hot set comes from; `None`, this process detects on its own. No other is
+            known to this version.
+        **options: Single settings of `ClientSettings`, which go before `settings`.
+
+    Raises:
+        ConfigError: `client` is no such client, or a setting is out of range.
+    """
+    family = family_of(client)
+    if family is None or _is_pipeline(client):
+        raise ConfigError(
+            f"protect: {type(client).__name__} cannot be protected; accepted: a client of redis-py or "
+            "valkey-py (Redis, redis.asyncio.Redis, RedisCluster, redis.asyncio.RedisCluster)"
+        )
+    if center is not None:
+        raise ConfigError("center: accepted: None (this process detects on its own)")
+    if getattr(client, "_keyheat_guard", None) is not None:
+        return client
+    chosen = _chosen(settings, rules, options)
+    own: Any = client
+    is_cluster = isinstance(own, (family.sync_cluster, family.aio_cluster))
+    pool = _cluster_pool(family, own) if is_cluster else own.connection_pool
+    binding = bind(family, own, pool, chosen, is_cluster=is_cluster)
+    protected = client_class(family, type(own))
+    own.__class__ = protected
+    own.keyheat = Handle.attach(own, binding)
+    own._keyheat_guard = own.keyheat.guard
+    if is_cluster:
+        binding.follow(own.nodes_manager.slots_cache)
+    elif _reads_replicas(pool):
+        # What a replica says may be older than any bound we could prove.
+        own.keyheat.guard.switch_off()
+    return client
+
+
+def _chosen(
+    settings: ClientSettings | None, rules: Sequence[Any] | None, options: dict[str, Any]
+) -> ClientSettings:
+    known = {field.name for field in fields(ClientSettings)}
+    if unknown := sorted(set(options) - known):
+        raise ConfigError(f"protect: no setting {unknown[0]!r}; accepted: {', '.join(sorted(known))}")
+    if rules is not None:
+        options = options | {"rules": rules}
+    return replace(settings or ClientSettings(), **options)
+
+
+def _is_pipeline(client: object) -> bool:
+    return "Pipeline" in type(client).__name__
+
+
+def _reads_replicas(pool: Any) -> bool:
+    return getattr(pool, "sentinel_manager", None) is not None and not pool.is_master
+
+
+def _cluster_pool(family: Family, client: Any) -> Any:
+    """Something with the settings of a Cluster client's connections."""
+    if isinstance(client, family.sync_cluster):
+        node = client.nodes_manager.default_node
+        return connection_to(client, node).connection_pool
+    kwargs = dict(client.connection_kwargs)
+    connection_class = kwargs.pop("connection_class", None)
+    if connection_class is None:
+        import importlib  # noqa: PLC0415
+
+        connection_class = importlib.import_module(f"{family.name}.asyncio.connection").Connection
+    return SimpleNamespace(connection_class=connection_class, connection_kwargs=kwargs)

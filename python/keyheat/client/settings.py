@@ -1,0 +1,119 @@
+"""What `protect` may be told, checked at once."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from keyheat.errors import ConfigError
+
+if TYPE_CHECKING:
+    from keyheat.detect.rules import Rule
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientSettings:
+    """How a protected client counts, decides and caches.
+
+    Attributes:
+        max_staleness: The bound on how old a value read from memory may be; zero switches the local
+            cache off. `None` is 100 ms, which may widen where so many clients track one node that their
+            heartbeats would take more than 2 % of it; one that is given never widens.
+        cache_bytes: Memory of the local cache, what Python holds for the values included.
+        cache_value_max_bytes: The largest value that is cached.
+        cache_entries_max: Most replies in the local cache.
+        window: Length of the sliding window in which accesses are counted.
+        hot_keys_max: Most keys in the hot set.
+        connect_timeout: How long opening a tracking connection may take.
+        coalesce_wait: How long a caller waits for another's read under way before it reads itself.
+        local_cache: Whether hot keys are answered from memory.
+        coalesce: Whether reads of a hot key under way are shared.
+        shadow: Measure everything, apply nothing.
+    """
+
+    max_staleness: timedelta | float | None = None
+    cache_bytes: int = 64 * MIB
+    cache_value_max_bytes: int = MIB
+    cache_entries_max: int = 65_536
+    window: timedelta | float = 1.0
+    hot_keys_max: int = 1_000
+    connect_timeout: timedelta | float = 2.0
+    coalesce_wait: timedelta | float = 0.050
+    local_cache: bool = True
+    coalesce: bool = True
+    shadow: bool = False
+    rules: "Sequence[Rule | dict[str, Any]] | None" = None
+
+    def __post_init__(self) -> None:
+        """Check what the engine would not name in Python's words.
+
+        Raises:
+            ConfigError: A setting is out of range; the message names it and what is accepted.
+        """
+        bound_ms = self.max_staleness_ms
+        if bound_ms != 0 and not 5 <= bound_ms <= 600_000:
+            raise ConfigError("max_staleness: accepted: 0 (no local cache), or 5 ms to 10 min")
+        self._check("window", self.window, 0.1, 600)
+        self._check("connect_timeout", self.connect_timeout, 0.001, 600)
+        self._check("coalesce_wait", self.coalesce_wait, 0, 60)
+        for name in ("cache_bytes", "cache_value_max_bytes", "cache_entries_max", "hot_keys_max"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name}: accepted: an integer above 0")
+
+    def _check(self, name: str, span: timedelta | float, least_s: float, most_s: float) -> None:
+        if not least_s <= seconds(name, span) <= most_s:
+            raise ConfigError(f"{name}: accepted: {least_s:g} s to {most_s:g} s")
+
+    @property
+    def max_staleness_ms(self) -> int:
+        """The bound in milliseconds."""
+        if self.max_staleness is None:
+            return 100
+        return round(seconds("max_staleness", self.max_staleness) * 1_000)
+
+    @property
+    def coalesce_wait_s(self) -> float:
+        """The wait in seconds."""
+        return seconds("coalesce_wait", self.coalesce_wait)
+
+    def to_json(self) -> str:
+        """The engine's settings.
+
+        Raises:
+            ConfigError: A rule is refused.
+        """
+        rules = None
+        if self.rules is not None:
+            from keyheat.detect.rules import checked_rules  # noqa: PLC0415  imports pydantic
+
+            rules = [rule.to_json() for rule in checked_rules(self.rules)]
+        return json.dumps(
+            {
+                "max_staleness_ms": self.max_staleness_ms,
+                "may_widen": self.max_staleness is None,
+                "cache_bytes": self.cache_bytes,
+                "cache_value_max_bytes": self.cache_value_max_bytes,
+                "cache_entries_max": self.cache_entries_max,
+                "rules": rules,
+                "window_ms": round(seconds("window", self.window) * 1_000),
+                "hot_keys_max": self.hot_keys_max,
+                "connect_timeout_ms": round(seconds("connect_timeout", self.connect_timeout) * 1_000),
+            }
+        )
+
+
+def seconds(name: str, span: timedelta | float) -> float:
+    """A span of time in seconds.
+
+    Raises:
+        ConfigError: It is no span of time.
+    """
+    if isinstance(span, timedelta):
+        return span.total_seconds()
+    if type(span) in {int, float}:
+        return float(span)
+    raise ConfigError(f"{name}: accepted: seconds as a number, or a timedelta")

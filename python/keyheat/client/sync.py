@@ -1,0 +1,217 @@
+"""The protected client, blocking: moves bytes, decides nothing.
+
+Each class here stands before the client's own class in the method resolution order, so everything it
+does not mention is the client's own.
+"""
+
+from typing import Any
+
+from keyheat._keyheat import MISS, Guard, Join, Lead, slot
+from keyheat.client import identity
+from keyheat.client.handle import Handle
+from keyheat.client.pipelines import queued
+
+# The option by which a read says, further down, on whose behalf it is made.
+_LEAD = "_keyheat_lead"
+
+
+class SyncClient:
+    """What a protected client does before and after each command."""
+
+    keyheat: Handle
+    _keyheat_guard: Guard | None = None
+    _keyheat_pipeline: type[Any]
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """As the client's own."""
+        guard = self._keyheat_guard
+        if guard is None:
+            return super().execute_command(*args, **options)  # type: ignore[misc]
+        found = guard.enter(args, options)
+        if found is MISS:
+            try:
+                reply = super().execute_command(*args, **options)  # type: ignore[misc]
+            except BaseException:
+                guard.failed(args)
+                raise
+            guard.leave(args, reply)
+            return reply
+        if type(found) is Lead or type(found) is Join:
+            return self._keyheat_read(guard, found, args, options)
+        return found
+
+    def _keyheat_read(self, guard: Guard, found: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if type(found) is Join:
+            reply = found.wait(self.keyheat.binding.coalesce_wait_s)
+            if reply is not MISS:
+                guard.count(args, reply)
+                return reply
+            # The one who asked failed, or is slow. Whoever is first now asks for the others again.
+            found = guard.enter(args, options)
+            if type(found) is not Lead and type(found) is not Join and found is not MISS:
+                return found
+        lead = found if type(found) is Lead else None
+        try:
+            reply = self._keyheat_send(lead, args, options)
+        except BaseException:
+            if lead is not None:
+                lead.fail()
+            guard.failed(args)
+            raise
+        if lead is not None:
+            lead.end(reply)
+        guard.leave(args, reply)
+        return reply
+
+    def _keyheat_send(self, lead: Lead | None, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if lead is not None and lead.is_fill:
+            options = options | {_LEAD: lead}
+        return super().execute_command(*args, **options)  # type: ignore[misc]
+
+    def _send_command_parse_response(self, conn: Any, command_name: Any, *args: Any, **options: Any) -> Any:
+        lead = options.pop(_LEAD, None)
+        if lead is None:
+            return super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
+        socket = _socket_to(conn, lead.process)
+        if socket is None:
+            lead.disown()
+        reply = super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
+        if socket is not None and conn._sock is not socket:
+            lead.disown()  # it was connected anew in between
+        return reply
+
+    def pipeline(self, *args: Any, **options: Any) -> Any:
+        """As the client's own."""
+        return self._keyheat_adopt(super().pipeline(*args, **options))  # type: ignore[misc]
+
+    def client(self) -> Any:
+        """As the client's own: a client with one connection; protected as this one."""
+        own = super().client()  # type: ignore[misc]
+        if self._keyheat_guard is not None:
+            own.keyheat = Handle.attach(own, self.keyheat.binding)
+            own._keyheat_guard = own.keyheat.guard
+        return own
+
+    def _keyheat_adopt(self, pipeline: Any) -> Any:
+        if self._keyheat_guard is not None:
+            pipeline.__class__ = self._keyheat_pipeline_class(type(pipeline))
+            pipeline._keyheat_guard = self._keyheat_guard
+        return pipeline
+
+    def _keyheat_pipeline_class(self, own: type[Any]) -> type[Any]:
+        from keyheat.client.classes import pipeline_class  # noqa: PLC0415  knows this module
+
+        return pipeline_class(own)
+
+
+def _socket_to(conn: Any, process: str | None) -> Any:
+    """The connection's socket if it leads to that server process; `None` if not, or if nobody can tell."""
+    socket = getattr(conn, "_sock", None)
+    if socket is None:
+        try:
+            conn.connect()
+        except Exception:  # noqa: BLE001  sending the command will say so, and be retried as configured
+            return None
+        socket = getattr(conn, "_sock", None)
+    if not process or socket is None:
+        return None
+    found = identity.known(socket)
+    if found is None:
+        try:
+            conn.send_command("INFO", "server")
+            answer = conn.read_response(disable_decoding=True)
+        except Exception as error:  # noqa: BLE001
+            # A refusal leaves the connection as it was; anything else must not leave an answer behind.
+            if not _is_refusal(error):
+                conn.disconnect()
+            else:
+                identity.remember(socket, "")
+            return None
+        socket = conn._sock
+        found = identity.remember(socket, answer)
+    return socket if found == process else None
+
+
+def connection_to(cluster: Any, node: Any) -> Any:
+    """A Cluster client's client for one of its nodes."""
+    getter = getattr(cluster, "get_redis_connection", None) or cluster.get_valkey_connection
+    return getter(node)
+
+
+def _is_refusal(error: Exception) -> bool:
+    return any(cls.__name__ == "ResponseError" for cls in type(error).__mro__)
+
+
+class SyncCluster(SyncClient):
+    """As `SyncClient`, for a Cluster: the value has to come from the node that tracks its key."""
+
+    _keyheat_slots: Any = None
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """As the client's own."""
+        reply = super().execute_command(*args, **options)
+        manager = self.nodes_manager  # type: ignore[attr-defined]
+        if manager.slots_cache is not self._keyheat_slots and self._keyheat_guard is not None:
+            self._keyheat_slots = manager.slots_cache
+            self.keyheat.binding.follow(manager.slots_cache)
+        return reply
+
+    def _keyheat_send(self, lead: Lead | None, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if lead is not None and (node := self._keyheat_home(lead, options)) is not None:
+            try:
+                return connection_to(self, node).execute_command(*args, **options)
+            except Exception:  # noqa: BLE001  the client's own way knows about redirects and retries
+                lead.disown()
+        # Past this class's own parent: the option of a single server's client means nothing here.
+        return super(SyncClient, self).execute_command(*args, **options)  # type: ignore[misc]
+
+    def _keyheat_home(self, lead: Lead, options: dict[str, Any]) -> Any:
+        """The node that tracks the key, if the client, too, takes it for the owner."""
+        place = slot(lead.key)
+        manager = self.nodes_manager  # type: ignore[attr-defined]
+        nodes = manager.slots_cache.get(place)
+        if not nodes or "target_nodes" in options:
+            lead.disown()
+            return None
+        if (str(nodes[0].host), int(nodes[0].port)) != lead.node:
+            lead.disown()
+            self.keyheat.binding.follow({place: nodes})
+            return None
+        return nodes[0] if lead.is_fill else None
+
+    def _send_command_parse_response(self, *args: Any, **options: Any) -> Any:
+        return super(SyncClient, self)._send_command_parse_response(*args, **options)  # type: ignore[misc]
+
+
+class SyncPipeline:
+    """A pipeline of a protected client: counted, and what it writes is noted; never read locally."""
+
+    _keyheat_guard: Guard | None = None
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """As the pipeline's own."""
+        guard = self._keyheat_guard
+        if guard is not None:
+            guard.void_for(args)
+        try:
+            return super().execute_command(*args, **options)  # type: ignore[misc]
+        finally:
+            # While watching, a command is sent at once.
+            if guard is not None:
+                guard.void_for(args)
+
+    def execute(self, *args: Any, **options: Any) -> Any:
+        """As the pipeline's own."""
+        guard = self._keyheat_guard
+        if guard is None:
+            return super().execute(*args, **options)  # type: ignore[misc]
+        commands = queued(self)
+        for command in commands:
+            guard.void_for(command)
+        replies: list[Any] = []
+        try:
+            replies = super().execute(*args, **options)  # type: ignore[misc]
+        finally:
+            for number, command in enumerate(commands):
+                guard.count(command, replies[number] if number < len(replies) else None)
+        return replies

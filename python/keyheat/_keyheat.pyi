@@ -88,8 +88,10 @@ class Engine:
 class Guard:
     """One protected client: each of its commands enters and leaves here."""
 
-    def __init__(self, engine: Engine, variant: int, encode: Callable[[Any], bytes], is_utf8: bool) -> None:
-        """`variant` stands for the client settings that change a decoded reply."""
+    def __init__(
+        self, engine: Engine, variant: int, encode: Callable[[Any], bytes], is_utf8: bool, own: type[Any]
+    ) -> None:
+        """`variant` stands for the client settings that change a decoded reply; `own` is its class."""
 
     @property
     def engine(self) -> Engine:
@@ -99,14 +101,21 @@ class Guard:
     def may_read_locally(self) -> bool:
         """Whether reads of this client may be answered from memory."""
 
+    @property
+    def has_hot_keys(self) -> bool:
+        """Whether any key is hot, so that `enter` can be of use."""
+
     def switch_off(self) -> None:
         """Have every read of this client go to the server from now on."""
 
     def enter(self, args: tuple[Any, ...], options: dict[str, Any], /) -> Any:
         """Decide about a command: `MISS` (send it), a value, a `Lead` or a `Join`."""
 
-    def leave(self, args: tuple[Any, ...], reply: Any, /) -> None:
-        """Count a command whose reply is there, and void what it may have changed."""
+    def leave(self, args: tuple[Any, ...], reply: Any, /) -> bool:
+        """Count a command whose reply is there, and void what it may have changed.
+
+        Returns whether any key is hot, so that the next command should `enter`.
+        """
 
     def failed(self, args: tuple[Any, ...], /) -> None:
         """As `leave`, for one that failed, so that its outcome may be unknown."""
@@ -158,6 +167,9 @@ class Join:
 
     def on_end(self, callback: Callable[[], object]) -> None:
         """Have `callback` called when the read has ended, on the thread that ends it."""
+
+def install_execute_command(cls: type[Any], /) -> None:
+    """Give a protected class, which stands before the client's own, the native `execute_command`."""
 
 def now_ns() -> int:
     """CLOCK_BOOTTIME in nanoseconds, the clock of `since_ns`."""

@@ -191,6 +191,7 @@ pub struct Shared<V> {
     hot_len: AtomicUsize,
     pub(crate) cached: Mutex<Cached<V>>,
     pub(crate) topology: ArcSwap<Topology>,
+    is_cluster: bool,
     inbox: Mutex<Vec<Message>>,
     waker: Waker,
     /// The tracker sleeps without a timeout.
@@ -342,6 +343,7 @@ impl<V: Clone> Shared<V> {
             hasher: KeyHasher::new(seed),
             hot: ArcSwap::default(),
             hot_len: AtomicUsize::new(0),
+            is_cluster: topology.is_cluster(),
             topology: ArcSwap::new(Arc::new(topology)),
             inbox: Mutex::default(),
             waker,
@@ -358,6 +360,15 @@ impl<V: Clone> Shared<V> {
     #[inline]
     pub fn hash(&self, key: &[u8]) -> u64 {
         self.hasher.hash(key)
+    }
+
+    #[inline]
+    fn owner(&self, key: &[u8]) -> Option<u32> {
+        if self.is_cluster {
+            self.topology.load().owner(key)
+        } else {
+            Some(0)
+        }
     }
 
     /// Whether any key is hot, so that [`Shared::read`] can be of use.
@@ -379,7 +390,7 @@ impl<V: Clone> Shared<V> {
         if !self.switches.counting.load(Relaxed) {
             return;
         }
-        let node = self.topology.load().owner(key).unwrap_or(0);
+        let node = self.owner(key).unwrap_or(0);
         let mut counting = self.counting();
         if counting.window.record(key_hash, node, access, bytes, now) {
             self.look(&mut counting, key, key_hash, node, now);
@@ -459,7 +470,7 @@ impl<V: Clone> Shared<V> {
 
     fn read_hot(self: &Arc<Self>, query: &Query<'_>, plan: HotPlan, now: Nanos) -> Read<V> {
         self.stats.hot_reads.add(1);
-        let Some(node) = self.topology.load().owner(query.key) else {
+        let Some(node) = self.owner(query.key) else {
             return Read::Upstream;
         };
         let is_cached = plan.local_cache && self.switches.local_cache.load(Relaxed);

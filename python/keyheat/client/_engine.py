@@ -124,7 +124,7 @@ def guard_for(client: Any, binding: Binding) -> Guard:
     options = kwargs.connection_kwargs if kwargs is not None else client.__dict__.get("connection_kwargs", {})
     callbacks = getattr(client, "response_callbacks", None)
     shape = (
-        type(client).__mro__[1].__module__.split(".")[0],
+        type(client)._keyheat_own,
         encoder.decode_responses,
         encoder.encoding,
         encoder.encoding_errors,
@@ -134,7 +134,8 @@ def guard_for(client: Any, binding: Binding) -> Guard:
         _signature(callbacks),
     )
     is_utf8 = encoder.encoding.lower().replace("_", "-") in {"utf-8", "utf8"}
-    return Guard(binding.engine, hash(shape) & (2**64 - 1), encoder.encode, is_utf8)
+    own = type(client)._keyheat_own
+    return Guard(binding.engine, hash(shape) & (2**64 - 1), encoder.encode, is_utf8, own)
 
 
 def _signature(callbacks: Any) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from keyheat._keyheat import MISS, Guard, Join, Lead, slot
@@ -10,32 +11,32 @@ from keyheat.client import identity
 from keyheat.client.handle import Handle
 from keyheat.client.pipelines import queued
 
-_LEAD = "_keyheat_lead"
-
 
 class AioClient:
     """What a protected client does before and after each command."""
 
     keyheat: Handle
     _keyheat_guard: Guard | None = None
+    _keyheat_is_hot = False
+    _keyheat_own: type[Any]
 
-    async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """As the client's own."""
-        guard = self._keyheat_guard
-        if guard is None:
-            return await super().execute_command(*args, **options)  # type: ignore[misc]
+    async def _keyheat_hot(self, guard: Guard, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """As `execute_command`, while some key is hot."""
         found = guard.enter(args, options)
         if found is MISS:
-            try:
-                reply = await super().execute_command(*args, **options)  # type: ignore[misc]
-            except BaseException:
-                guard.failed(args)
-                raise
-            guard.leave(args, reply)
-            return reply
+            return await self._keyheat_cold(guard, args, options)
         if type(found) is Lead or type(found) is Join:
             return await self._keyheat_read(guard, found, args, options)
         return found
+
+    async def _keyheat_cold(self, guard: Guard, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        try:
+            reply = await self._keyheat_send(None, args, options)
+        except BaseException:
+            guard.failed(args)
+            raise
+        self._keyheat_is_hot = guard.leave(args, reply)
+        return reply
 
     async def _keyheat_read(
         self, guard: Guard, found: Any, args: tuple[Any, ...], options: dict[str, Any]
@@ -62,23 +63,10 @@ class AioClient:
         return reply
 
     async def _keyheat_send(self, lead: Lead | None, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        if lead is not None and lead.is_fill:
-            options = options | {_LEAD: lead}
-        return await super().execute_command(*args, **options)  # type: ignore[misc]
-
-    async def _send_command_parse_response(
-        self, conn: Any, command_name: Any, *args: Any, **options: Any
-    ) -> Any:
-        lead = options.pop(_LEAD, None)
-        if lead is None:
-            return await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
-        writer = await _writer_to(conn, lead.process)
-        if writer is None:
-            lead.disown()
-        reply = await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
-        if writer is not None and conn._writer is not writer:
-            lead.disown()
-        return reply
+        own = self._keyheat_own
+        if lead is None or not lead.is_fill:
+            return await own.execute_command(self, *args, **options)
+        return await filler(self, own, lead).execute_command(*args, **options)
 
     def pipeline(self, *args: Any, **options: Any) -> Any:
         """As the client's own."""
@@ -117,6 +105,47 @@ async def _joined(join: Join, timeout_s: float) -> Any:
     return join.value()
 
 
+class AioFill:
+    """A client for one read whose value is to be kept: makes sure where it comes from.
+
+    It is the client itself under another class, sharing its `__dict__`, so that no other command pays for
+    a question that only a fill asks.
+    """
+
+    __slots__ = ()
+
+    _keyheat_lead: Lead
+
+    async def _send_command_parse_response(
+        self, conn: Any, command_name: Any, *args: Any, **options: Any
+    ) -> Any:
+        lead = self._keyheat_lead
+        writer = await _writer_to(conn, lead.process)
+        if writer is None:
+            lead.disown()
+        reply = await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
+        if writer is not None and conn._writer is not writer:
+            lead.disown()  # it was connected anew in between
+        return reply
+
+    def __del__(self) -> None:
+        """Nothing: what the client owns is the client's to close."""
+
+
+def filler(client: Any, own: type[Any], lead: Lead) -> Any:
+    """The client, for the read that `lead` stands for."""
+    if own not in _fillers:
+        names = {"__slots__": ("_keyheat_lead",), "__module__": own.__module__}
+        _fillers[own] = type(own.__name__, (AioFill, own), names)
+    twin = object.__new__(_fillers[own])
+    twin.__dict__ = client.__dict__
+    twin._keyheat_lead = lead
+    return twin
+
+
+_fillers: dict[type[Any], type[Any]] = {}
+
+
 async def _writer_to(conn: Any, process: str | None) -> Any:
     """The connection's stream if it leads to that server process; `None` if not, or if nobody can tell."""
     if getattr(conn, "_writer", None) is None:
@@ -152,22 +181,13 @@ class AioCluster(AioClient):
 
     _keyheat_slots: Any = None
 
-    async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """As the client's own."""
-        reply = await super().execute_command(*args, **options)
-        manager = self.nodes_manager  # type: ignore[attr-defined]
-        if manager.slots_cache is not self._keyheat_slots and self._keyheat_guard is not None:
-            self._keyheat_slots = manager.slots_cache
-            self.keyheat.binding.follow(manager.slots_cache)
-        return reply
-
     async def _keyheat_send(self, lead: Lead | None, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if lead is not None and (node := self._keyheat_home(lead, options)) is not None:
             try:
                 return await node.execute_command(*args, **options)
             except Exception:  # noqa: BLE001  the client's own way knows about redirects and retries
                 lead.disown()
-        return await super(AioClient, self).execute_command(*args, **options)  # type: ignore[misc]
+        return await self._keyheat_own.execute_command(self, *args, **options)
 
     def _keyheat_home(self, lead: Lead, options: dict[str, Any]) -> Any:
         """The node that tracks the key, if the client, too, takes it for the owner."""
@@ -182,6 +202,47 @@ class AioCluster(AioClient):
             self.keyheat.binding.follow({place: nodes})
             return None
         return nodes[0] if lead.is_fill else None
+
+
+def command(own: type[Any]) -> Callable[..., Any]:
+    """The `execute_command` of a protected class.
+
+    A function of its own for each class, so that what every command pays is one frame and one call: no
+    `super()`, and `enter` only while something is hot. The client's own method is looked up anew each
+    time: instrumentation may replace it at any moment.
+    """
+
+    async def execute_command(self: Any, *args: Any, **options: Any) -> Any:
+        guard = self._keyheat_guard
+        if guard is None:
+            return await own.execute_command(self, *args, **options)
+        if self._keyheat_is_hot:
+            return await self._keyheat_hot(guard, args, options)
+        try:
+            reply = await own.execute_command(self, *args, **options)
+        except BaseException:
+            guard.failed(args)
+            raise
+        if guard.leave(args, reply):
+            self._keyheat_is_hot = True
+        return reply
+
+    return execute_command
+
+
+def cluster_command(own: type[Any]) -> Callable[..., Any]:
+    """As `command`, and follows the client when its map of the Cluster changes."""
+    plain = command(own)
+
+    async def execute_command(self: Any, *args: Any, **options: Any) -> Any:
+        reply = await plain(self, *args, **options)
+        slots = self.nodes_manager.slots_cache
+        if slots is not self._keyheat_slots and self._keyheat_guard is not None:
+            self._keyheat_slots = slots
+            self.keyheat.binding.follow(slots)
+        return reply
+
+    return execute_command
 
 
 class AioPipeline:

@@ -5,8 +5,11 @@ once; its name and module are the client's, for what shows them (`repr`, logs, t
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
+from keyheat._keyheat import install_execute_command
+from keyheat.client import aio, sync
 from keyheat.client.aio import AioClient, AioCluster, AioPipeline
 from keyheat.client.family import Family
 from keyheat.client.sync import SyncClient, SyncCluster, SyncPipeline
@@ -15,12 +18,12 @@ from keyheat.client.sync import SyncClient, SyncCluster, SyncPipeline
 def client_class(family: Family, own: type[Any]) -> type[Any]:
     """The protected class for a client's own class."""
     if issubclass(own, family.sync_cluster):
-        return _made(SyncCluster, own)
+        return _made(SyncCluster, own, _installer(sync.cluster_command))
     if issubclass(own, family.aio_cluster):
-        return _made(AioCluster, own)
+        return _made(AioCluster, own, _installer(aio.cluster_command))
     if issubclass(own, family.aio):
-        return _made(AioClient, own)
-    return _made(SyncClient, own)
+        return _made(AioClient, own, _installer(aio.command))
+    return _made(SyncClient, own, install_execute_command)
 
 
 def pipeline_class(own: type[Any]) -> type[Any]:
@@ -32,8 +35,38 @@ def pipeline_class(own: type[Any]) -> type[Any]:
 _classes: dict[tuple[type[Any], type[Any]], type[Any]] = {}
 
 
-def _made(protection: type[Any], own: type[Any]) -> type[Any]:
+def twin_class(protected: type[Any]) -> type[Any]:
+    """The class of what `protect` was given, once there is a new object in its place: it closes nothing."""
+    if (_Twin, protected) not in _classes:
+        names = {"__module__": protected.__module__, "__qualname__": protected.__qualname__}
+        _classes[_Twin, protected] = type(protected.__name__, (_Twin, protected), names)
+    return _classes[_Twin, protected]
+
+
+class _Twin:
+    def __del__(self) -> None:
+        """Nothing: what the two share is the new object's to close."""
+
+
+def _made(
+    protection: type[Any], own: type[Any], install: Callable[[type[Any]], None] | None = None
+) -> type[Any]:
     if (protection, own) not in _classes:
-        names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
-        _classes[protection, own] = type(own.__name__, (protection, own), names)
+        names: dict[str, Any] = {
+            "__module__": own.__module__,
+            "__qualname__": own.__qualname__,
+            "__doc__": own.__doc__,
+            "_keyheat_own": own,
+        }
+        made = type(own.__name__, (protection, own), names)
+        if install is not None:
+            install(made)
+        _classes[protection, own] = made
     return _classes[protection, own]
+
+
+def _installer(command: Callable[[type[Any]], Any]) -> Callable[[type[Any]], None]:
+    def install(made: type[Any]) -> None:
+        made.execute_command = command(made._keyheat_own)
+
+    return install

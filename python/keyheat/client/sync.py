@@ -4,6 +4,7 @@ Each class here stands before the client's own class in the method resolution or
 does not mention is the client's own.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from keyheat._keyheat import MISS, Guard, Join, Lead, slot
@@ -11,34 +12,33 @@ from keyheat.client import identity
 from keyheat.client.handle import Handle
 from keyheat.client.pipelines import queued
 
-# The option by which a read says, further down, on whose behalf it is made.
-_LEAD = "_keyheat_lead"
-
 
 class SyncClient:
     """What a protected client does before and after each command."""
 
     keyheat: Handle
     _keyheat_guard: Guard | None = None
+    _keyheat_is_hot = False
+    _keyheat_own: type[Any]
     _keyheat_pipeline: type[Any]
 
-    def execute_command(self, *args: Any, **options: Any) -> Any:
-        """As the client's own."""
-        guard = self._keyheat_guard
-        if guard is None:
-            return super().execute_command(*args, **options)  # type: ignore[misc]
+    def _keyheat_hot(self, guard: Guard, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """As `execute_command`, while some key is hot."""
         found = guard.enter(args, options)
         if found is MISS:
-            try:
-                reply = super().execute_command(*args, **options)  # type: ignore[misc]
-            except BaseException:
-                guard.failed(args)
-                raise
-            guard.leave(args, reply)
-            return reply
+            return self._keyheat_cold(guard, args, options)
         if type(found) is Lead or type(found) is Join:
             return self._keyheat_read(guard, found, args, options)
         return found
+
+    def _keyheat_cold(self, guard: Guard, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        try:
+            reply = self._keyheat_send(None, args, options)
+        except BaseException:
+            guard.failed(args)
+            raise
+        self._keyheat_is_hot = guard.leave(args, reply)
+        return reply
 
     def _keyheat_read(self, guard: Guard, found: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if type(found) is Join:
@@ -64,21 +64,10 @@ class SyncClient:
         return reply
 
     def _keyheat_send(self, lead: Lead | None, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        if lead is not None and lead.is_fill:
-            options = options | {_LEAD: lead}
-        return super().execute_command(*args, **options)  # type: ignore[misc]
-
-    def _send_command_parse_response(self, conn: Any, command_name: Any, *args: Any, **options: Any) -> Any:
-        lead = options.pop(_LEAD, None)
-        if lead is None:
-            return super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
-        socket = _socket_to(conn, lead.process)
-        if socket is None:
-            lead.disown()
-        reply = super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
-        if socket is not None and conn._sock is not socket:
-            lead.disown()  # it was connected anew in between
-        return reply
+        own = self._keyheat_own
+        if lead is None or not lead.is_fill:
+            return own.execute_command(self, *args, **options)
+        return filler(self, own, lead).execute_command(*args, **options)
 
     def pipeline(self, *args: Any, **options: Any) -> Any:
         """As the client's own."""
@@ -102,6 +91,46 @@ class SyncClient:
         from keyheat.client.classes import pipeline_class  # noqa: PLC0415  knows this module
 
         return pipeline_class(own)
+
+
+class SyncFill:
+    """A client for one read whose value is to be kept: makes sure where it comes from.
+
+    It is the client itself under another class, sharing its `__dict__`, so that no other command pays for
+    a question that only a fill asks.
+    """
+
+    __slots__ = ()
+
+    _keyheat_lead: Lead
+
+    def _send_command_parse_response(self, conn: Any, command_name: Any, *args: Any, **options: Any) -> Any:
+        lead = self._keyheat_lead
+        socket = _socket_to(conn, lead.process)
+        if socket is None:
+            lead.disown()
+        reply = super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
+        if socket is not None and conn._sock is not socket:
+            lead.disown()  # it was connected anew in between
+        return reply
+
+    def __del__(self) -> None:
+        """Nothing: what the client owns is the client's to close."""
+
+
+def filler(client: Any, own: type[Any], lead: Lead) -> Any:
+    """The client, for the read that `lead` stands for."""
+    if own not in _fillers:
+        names = {"__slots__": ("_keyheat_lead",), "__module__": own.__module__}
+        _fillers[own] = type(own.__name__, (SyncFill, own), names)
+    filling = object.__new__(_fillers[own])
+    # Not the client's own dict, if it can be helped: to ask for it is to have its attributes moved there.
+    filling.__dict__ = getattr(client, "_keyheat_twin", client).__dict__
+    filling._keyheat_lead = lead
+    return filling
+
+
+_fillers: dict[type[Any], type[Any]] = {}
 
 
 def _socket_to(conn: Any, process: str | None) -> Any:
@@ -147,23 +176,13 @@ class SyncCluster(SyncClient):
 
     _keyheat_slots: Any = None
 
-    def execute_command(self, *args: Any, **options: Any) -> Any:
-        """As the client's own."""
-        reply = super().execute_command(*args, **options)
-        manager = self.nodes_manager  # type: ignore[attr-defined]
-        if manager.slots_cache is not self._keyheat_slots and self._keyheat_guard is not None:
-            self._keyheat_slots = manager.slots_cache
-            self.keyheat.binding.follow(manager.slots_cache)
-        return reply
-
     def _keyheat_send(self, lead: Lead | None, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if lead is not None and (node := self._keyheat_home(lead, options)) is not None:
             try:
                 return connection_to(self, node).execute_command(*args, **options)
             except Exception:  # noqa: BLE001  the client's own way knows about redirects and retries
                 lead.disown()
-        # Past this class's own parent: the option of a single server's client means nothing here.
-        return super(SyncClient, self).execute_command(*args, **options)  # type: ignore[misc]
+        return self._keyheat_own.execute_command(self, *args, **options)
 
     def _keyheat_home(self, lead: Lead, options: dict[str, Any]) -> Any:
         """The node that tracks the key, if the client, too, takes it for the owner."""
@@ -179,8 +198,46 @@ class SyncCluster(SyncClient):
             return None
         return nodes[0] if lead.is_fill else None
 
-    def _send_command_parse_response(self, *args: Any, **options: Any) -> Any:
-        return super(SyncClient, self)._send_command_parse_response(*args, **options)  # type: ignore[misc]
+
+def command(own: type[Any]) -> Callable[..., Any]:
+    """The `execute_command` of a protected class.
+
+    A function of its own for each class, so that what every command pays is one frame and one call: no
+    `super()`, and `enter` only while something is hot. The client's own method is looked up anew each
+    time: instrumentation may replace it at any moment.
+    """
+
+    def execute_command(self: Any, *args: Any, **options: Any) -> Any:
+        guard = self._keyheat_guard
+        if guard is None:
+            return own.execute_command(self, *args, **options)
+        if self._keyheat_is_hot:
+            return self._keyheat_hot(guard, args, options)
+        try:
+            reply = own.execute_command(self, *args, **options)
+        except BaseException:
+            guard.failed(args)
+            raise
+        if guard.leave(args, reply):
+            self._keyheat_is_hot = True
+        return reply
+
+    return execute_command
+
+
+def cluster_command(own: type[Any]) -> Callable[..., Any]:
+    """As `command`, and follows the client when its map of the Cluster changes."""
+    plain = command(own)
+
+    def execute_command(self: Any, *args: Any, **options: Any) -> Any:
+        reply = plain(self, *args, **options)
+        slots = self.nodes_manager.slots_cache
+        if slots is not self._keyheat_slots and self._keyheat_guard is not None:
+            self._keyheat_slots = slots
+            self.keyheat.binding.follow(slots)
+        return reply
+
+    return execute_command
 
 
 class SyncPipeline:

@@ -99,7 +99,7 @@ impl Judge {
             });
             if is_tick {
                 let nominator = shared.nominator();
-                window.tune_check_steps(now, |t| nominator.check_steps(t, self.window));
+                window.tune_check_steps(now, |totals| nominator.check_steps(totals, self.window));
                 counting.nominated.clear();
             }
         }

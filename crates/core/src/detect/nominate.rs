@@ -35,6 +35,9 @@ use crate::window::{Counts, Totals};
 
 /// A level is looked at this many times on the way up.
 const LOOKS: f64 = 16.0;
+/// Accesses that a key cannot have in a window without two in one slice, for any window of up to so many
+/// slices less one; the default has ten full ones and a partial one.
+const ONES_MAX: f64 = 22.0;
 /// Rounding in floating point must not turn an exact hit into a miss.
 const ROUNDING: f64 = 1.0 - 1e-9;
 
@@ -74,8 +77,11 @@ impl Nominator {
             };
             *smallest = smallest.min(needed / LOOKS);
         }
+        // A key's first access in a slice is worth no look where what is needed cannot be made of ones: most
+        // keys of a quiet node have no second, and a look costs ten times a count.
+        let least = if ops * LOOKS >= ONES_MAX { 2 } else { 1 };
         // Casts of floats saturate: infinity becomes "never".
-        ((ops as u32).max(1), (bytes as u64).max(1))
+        ((ops as u32).max(least), (bytes as u64).max(1))
     }
 
     /// Whether a key with these local counts must be brought to the detector.

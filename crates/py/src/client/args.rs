@@ -6,10 +6,10 @@
 use std::borrow::Cow;
 use std::slice;
 
-use keyheat_resp::command::{lookup, Access, Cacheable, Command};
+use keyheat_resp::command::{lookup, Access, Cacheable, Command, KeySpec};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyFunction, PyInt, PyString, PyTuple, PyType};
+use pyo3::types::{PyBytes, PyFunction, PyInt, PyString, PyType};
 use smallvec::SmallVec;
 
 /// A command line: its arguments as the server will see them.
@@ -27,9 +27,13 @@ pub struct Encoding {
 
 impl<'a> Args<'a> {
     /// `None` for what cannot be sent; the client will say why.
-    pub fn parse<'py: 'a>(args: &'a Bound<'py, PyTuple>, encoding: &Encoding) -> Option<Self> {
+    #[inline]
+    pub fn parse<'py: 'a>(
+        args: impl Iterator<Item = Borrowed<'a, 'py, PyAny>>,
+        encoding: &Encoding,
+    ) -> Option<Self> {
         let mut items: SmallVec<[Cow<'a, [u8]>; 8]> = SmallVec::new();
-        for item in args.iter_borrowed() {
+        for item in args {
             items.push(bytes_of(item, encoding)?);
         }
         let name = items.first()?;
@@ -61,6 +65,7 @@ impl<'a> Args<'a> {
     }
 
     /// Bytes of all arguments.
+    #[inline]
     pub fn len_bytes(&self) -> u64 {
         self.items.iter().map(|item| item.len() as u64).sum()
     }
@@ -80,11 +85,21 @@ impl<'a> Args<'a> {
         self.command.map_or("", |command| command.name)
     }
 
-    /// The one key of a cacheable line.
-    pub fn first_key(&self) -> Option<&[u8]> {
-        let mut first = None;
-        self.for_each_key(|key, _| first = first.or(Some(key)));
-        first
+    /// The key and what is done to it, for a line that names exactly one, at a fixed place.
+    #[inline]
+    pub fn only_key(&self) -> Option<(&[u8], Access)> {
+        let KeySpec::Range {
+            first,
+            last,
+            access,
+            ..
+        } = self.command?.keys
+        else {
+            return None;
+        };
+        let is_only = last == i16::from(first) || self.argc() == usize::from(first) + 1;
+        let key = self.items.get(usize::from(first))?;
+        (is_only && access != Access::NotKey && self.name() != "watch").then(|| (&**key, access))
     }
 
     pub fn for_each_key<'b>(&'b self, mut f: impl FnMut(&'b [u8], Access)) {
@@ -134,11 +149,16 @@ impl<'a> Args<'a> {
     }
 }
 
+#[inline]
 fn bytes_of<'a, 'py: 'a>(
     item: Borrowed<'a, 'py, PyAny>,
     encoding: &Encoding,
 ) -> Option<Cow<'a, [u8]>> {
-    if item.is_instance_of::<PyString>() {
+    // By far the most arguments are exactly one of these, and asking that is a comparison.
+    if item.is_exact_instance_of::<PyBytes>() {
+        return content_of(item).map(Cow::Borrowed);
+    }
+    if item.is_exact_instance_of::<PyString>() || item.is_instance_of::<PyString>() {
         // What is all ASCII is the same bytes in UTF-8; anything else is, if that is the encoding.
         let utf8 = utf8_of(item);
         if let Some(utf8) = utf8.filter(|utf8| encoding.is_utf8 || utf8.is_ascii()) {
@@ -157,6 +177,7 @@ fn bytes_of<'a, 'py: 'a>(
 }
 
 /// The UTF-8 of a `str`, which Python keeps with it; `None` for one with lone surrogates.
+#[inline]
 fn utf8_of<'a>(text: Borrowed<'a, '_, PyAny>) -> Option<&'a [u8]> {
     let mut len = 0;
     // SAFETY: `text` is a `str`, and the tuple it is in keeps it alive for 'a; its UTF-8 lives as long as
@@ -187,7 +208,9 @@ fn content_of<'a>(bytes: Borrowed<'a, '_, PyAny>) -> Option<&'a [u8]> {
 /// What the options of a call add to the identity of its decoded reply; `None` where that cannot be told.
 ///
 /// Functions and types are told by their identity, so whoever keeps the reply keeps the options too.
-pub fn variant_of(options: &Bound<'_, PyDict>) -> Option<u64> {
+pub fn variant_of<'py>(
+    options: impl Iterator<Item = (Bound<'py, PyAny>, Bound<'py, PyAny>)>,
+) -> Option<u64> {
     let mut variant = 0_u64;
     for (name, value) in options {
         let name = name.cast::<PyString>().ok()?.to_str().ok()?;

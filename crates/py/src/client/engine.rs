@@ -27,6 +27,12 @@ extern "C" fn count_fork() {
     FORKS.fetch_add(1, Relaxed);
 }
 
+/// How many forks lie between the process that loaded this module and this one.
+#[inline]
+pub fn forks() -> u64 {
+    FORKS.load(Relaxed)
+}
+
 /// Has every fork of this process counted, in the child.
 pub fn watch_forks() {
     static ONCE: Once = Once::new();

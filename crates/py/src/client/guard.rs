@@ -5,8 +5,9 @@
 //! was read before it is made sure of in `leave`, before the caller sees the reply.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::Arc;
 
-use keyheat_client::engine::now;
+use keyheat_client::engine::{now, Shared};
 use keyheat_client::{Query, Read};
 use keyheat_core::window::Access as Counted;
 use keyheat_resp::command::{Access, Cacheable};
@@ -15,17 +16,22 @@ use pyo3::types::{PyDict, PyTuple};
 use smallvec::SmallVec;
 
 use super::args::{variant_of, Args, Encoding};
-use super::engine::Engine;
-use super::kept::{bury, wire_bytes};
+use super::engine::{forks, Engine};
+use super::kept::{bury, wire_bytes, Value};
 use super::{miss, tickets};
 
 /// See the module's description.
 #[pyclass(frozen)]
 pub struct Guard {
     engine: Py<Engine>,
+    /// The engine's inside, while this is still the process that the guard was made in.
+    shared: Arc<Shared<Value>>,
+    forks: u64,
     /// Client settings that change a decoded reply.
     variant: u64,
-    encoding: Encoding,
+    pub(super) encoding: Encoding,
+    /// The client's own class, as `protect` found it.
+    pub(super) own: Py<PyAny>,
     /// A transaction or WATCH is open on the client itself: reads go to the server.
     is_pinned: AtomicBool,
     /// The client's session is no longer what it was made with: reads go to the server for good.
@@ -35,14 +41,24 @@ pub struct Guard {
 #[pymethods]
 impl Guard {
     #[new]
-    fn new(engine: Py<Engine>, variant: u64, encode: Py<PyAny>, is_utf8: bool) -> Self {
-        Self {
+    fn new(
+        engine: Py<Engine>,
+        variant: u64,
+        encode: Py<PyAny>,
+        is_utf8: bool,
+        own: Py<PyAny>,
+    ) -> PyResult<Self> {
+        let forks = forks();
+        Ok(Self {
+            shared: engine.get().with(Arc::clone)?,
+            forks,
             engine,
             variant,
+            own,
             encoding: Encoding { is_utf8, encode },
             is_pinned: AtomicBool::new(false),
             is_off: AtomicBool::new(false),
-        }
+        })
     }
 
     /// The engine behind it.
@@ -62,6 +78,15 @@ impl Guard {
         self.is_off.store(true, Relaxed);
     }
 
+    /// Whether any key is hot, so that `enter` can be of use.
+    #[getter]
+    pub(super) fn has_hot_keys(&self) -> bool {
+        self.engine
+            .get()
+            .with(|shared| shared.has_hot_keys())
+            .unwrap_or(false)
+    }
+
     /// Decides about a command: `MISS` (send it), a value, a `Lead` or a `Join`.
     #[pyo3(signature = (args, options, /))]
     fn enter(
@@ -71,39 +96,47 @@ impl Guard {
         options: &Bound<'_, PyDict>,
     ) -> PyResult<Py<PyAny>> {
         // Whatever goes wrong here is ours: the command goes to the server.
-        match self.guarded(|| self.decide(py, args, options)) {
-            Some(Ok(found)) => Ok(found),
-            _ => miss(py),
+        let parsed = || Args::parse(args.iter_borrowed(), &self.encoding);
+        let decided = || {
+            self.decide(
+                py,
+                &parsed()?,
+                || options.iter(),
+                || options.clone().unbind(),
+            )
+        };
+        match self.guarded(decided).flatten() {
+            Some(found) => Ok(found),
+            None => miss(py),
         }
     }
 
-    /// Counts a command whose reply is there, and voids what it may have changed.
+    /// Counts a command whose reply is there, and voids what it may have changed. Returns whether any key
+    /// is hot, so that the next command should `enter`.
     #[pyo3(signature = (args, reply, /))]
-    fn leave(&self, py: Python<'_>, args: &Bound<'_, PyTuple>, reply: &Bound<'_, PyAny>) {
+    fn leave(&self, py: Python<'_>, args: &Bound<'_, PyTuple>, reply: &Bound<'_, PyAny>) -> bool {
         bury(py);
-        let name = self.guarded(|| self.note(args, wire_bytes(reply, 0)));
-        if let Some(name) = name.flatten() {
-            self.note_session(name);
-        }
+        let noted = self.guarded(|| self.note(args, wire_bytes(reply, 0), true));
+        noted.unwrap_or(false)
     }
 
     /// As `leave`, for a command that failed, so that its outcome may be unknown.
     #[pyo3(signature = (args, /))]
     fn failed(&self, args: &Bound<'_, PyTuple>) {
-        self.guarded(|| self.note(args, 0));
+        self.guarded(|| self.note(args, 0, false));
     }
 
     /// As `leave`, for a command on a connection that is not the client's next one: in a pipeline, or not
     /// sent at all because another caller's read answered it.
     #[pyo3(signature = (args, reply, /))]
     fn count(&self, args: &Bound<'_, PyTuple>, reply: &Bound<'_, PyAny>) {
-        self.guarded(|| self.note(args, wire_bytes(reply, 0)));
+        self.guarded(|| self.note(args, wire_bytes(reply, 0), false));
     }
 
     /// Voids what a command may change: for those that are sent together, before any is answered.
     #[pyo3(signature = (args, /))]
     fn void_for(&self, args: &Bound<'_, PyTuple>) -> PyResult<()> {
-        let Some(parsed) = Args::parse(args, &self.encoding) else {
+        let Some(parsed) = Args::parse(args.iter_borrowed(), &self.encoding) else {
             return Ok(());
         };
         if parsed.is_write() {
@@ -116,8 +149,17 @@ impl Guard {
 }
 
 impl Guard {
+    #[inline]
+    fn with<T>(&self, f: impl FnOnce(&Arc<Shared<Value>>) -> T) -> PyResult<T> {
+        if forks() == self.forks {
+            return Ok(f(&self.shared));
+        }
+        self.engine.get().with(f)
+    }
+
     /// Runs `f`; a panic is told once and has this client read from the server from then on.
-    fn guarded<T>(&self, f: impl FnOnce() -> T) -> Option<T> {
+    #[inline]
+    pub(super) fn guarded<T>(&self, f: impl FnOnce() -> T) -> Option<T> {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
         if result.is_err() && !self.is_off.swap(true, Relaxed) {
             tracing::error!("a bug in keyheat; this client goes on without its local cache");
@@ -125,31 +167,38 @@ impl Guard {
         result.ok()
     }
 
-    fn decide(
+    /// What is to be done about a command other than sending it; `None` where there is nothing.
+    ///
+    /// Args: `options` of the call, to be looked at, and `kept_options` to be kept.
+    pub(super) fn decide<'py, I>(
         &self,
-        py: Python<'_>,
-        args: &Bound<'_, PyTuple>,
-        options: &Bound<'_, PyDict>,
-    ) -> PyResult<Py<PyAny>> {
-        self.engine.get().with(|shared| {
+        py: Python<'py>,
+        parsed: &Args<'_>,
+        options: impl FnOnce() -> I,
+        kept_options: impl FnOnce() -> Py<PyDict>,
+    ) -> Option<Py<PyAny>>
+    where
+        I: Iterator<Item = (Bound<'py, PyAny>, Bound<'py, PyAny>)>,
+    {
+        let decided = self.with(|shared| {
             if !shared.has_hot_keys() {
-                return miss(py);
+                return None;
             }
-            let Some(parsed) = Args::parse(args, &self.encoding) else {
-                return miss(py);
-            };
             if parsed.is_write() {
                 // Spares reads on their way from being kept in vain; the reply makes sure.
-                Self::void(shared, &parsed);
-                return miss(py);
+                Self::void(shared, parsed);
+                return None;
             }
             let cacheable = parsed.cacheable();
             if cacheable == Cacheable::No || !self.may_read_locally() {
-                return miss(py);
+                return None;
             }
-            let (Some(key), Some(variant)) = (parsed.first_key(), variant_of(options)) else {
-                return miss(py);
-            };
+            let (key, _) = parsed.only_key()?;
+            let key_hash = shared.hash(key);
+            if !shared.is_hot(key_hash) {
+                return None;
+            }
+            let variant = variant_of(options())?;
             let mut line: SmallVec<[u8; 128]> = SmallVec::new();
             parsed.line(&mut line);
             let fields: SmallVec<[&[u8]; 4]> = if cacheable == Cacheable::HashFields {
@@ -159,7 +208,7 @@ impl Guard {
             };
             let query = Query {
                 key,
-                key_hash: shared.hash(key),
+                key_hash,
                 variant: self.variant ^ variant,
                 line: &line,
                 cacheable,
@@ -168,57 +217,78 @@ impl Guard {
             let now = now();
             match shared.read(&query, now) {
                 Read::Hit(kept) => {
-                    let Some(value) = kept.give(py) else {
-                        return miss(py);
-                    };
+                    let value = kept.give(py)?;
                     let bytes = parsed.len_bytes() + wire_bytes(value.bind(py), 0);
                     shared.count(key, query.key_hash, Counted::Read, bytes, now);
                     drop(kept);
                     bury(py);
-                    Ok(value)
+                    Some(value)
                 }
-                Read::Upstream => miss(py),
+                Read::Upstream => None,
                 Read::Lead(lead) => {
-                    let options = (variant != 0).then(|| options.clone().unbind());
+                    let options = (variant != 0).then(kept_options);
                     let lead = tickets::Lead::new(lead, &query, options);
-                    Ok(Py::new(py, lead)?.into_any())
+                    Py::new(py, lead).ok().map(Py::into_any)
                 }
-                Read::Join(flight) => Ok(Py::new(py, tickets::Join::new(flight))?.into_any()),
+                Read::Join(flight) => Py::new(py, tickets::Join::new(flight))
+                    .ok()
+                    .map(Py::into_any),
             }
-        })?
+        });
+        decided.ok().flatten()
     }
 
-    fn void(shared: &keyheat_client::engine::Shared<super::kept::Value>, parsed: &Args<'_>) {
+    fn void(shared: &Shared<Value>, parsed: &Args<'_>) {
         if !parsed.for_each_written(|key| shared.wrote(shared.hash(key))) {
             shared.wrote_all();
         }
     }
 
-    /// Returns the command's name, if it has one here.
-    fn note(&self, args: &Bound<'_, PyTuple>, reply_bytes: u64) -> Option<&'static str> {
-        // What cannot be parsed the client has refused.
-        let parsed = Args::parse(args, &self.encoding)?;
-        let _ = self.engine.get().with(|shared| {
-            if parsed.is_write() {
-                Self::void(shared, &parsed);
-            }
-            let (mut keys, now) = (0_u64, now());
-            parsed.for_each_key(|_, _| keys += 1);
-            let bytes = (parsed.len_bytes() + reply_bytes) / keys.max(1);
-            parsed.for_each_key(|key, access| {
-                let access = match access {
-                    Access::Write => Counted::Write,
-                    _ => Counted::Read,
-                };
-                shared.count(key, shared.hash(key), access, bytes, now);
-            });
+    /// Returns whether any key is hot.
+    fn note(&self, args: &Bound<'_, PyTuple>, reply_bytes: u64, is_own: bool) -> bool {
+        match Args::parse(args.iter_borrowed(), &self.encoding) {
+            Some(parsed) => self.note_parsed(&parsed, reply_bytes, is_own),
+            None => false, // the client has refused it
+        }
+    }
+
+    /// Counts a command that was sent, and voids what it may have changed.
+    #[inline]
+    pub(super) fn note_parsed(&self, parsed: &Args<'_>, reply_bytes: u64, is_own: bool) -> bool {
+        let has_hot_keys = self.with(|shared| {
+            let is_write = parsed.is_write();
             shared.stats.commands.add(1);
+            let bytes = parsed.len_bytes() + reply_bytes;
+            if let Some((key, access)) = parsed.only_key() {
+                let hash = shared.hash(key);
+                if is_write {
+                    shared.wrote(hash);
+                }
+                shared.count(key, hash, counted(access), bytes, now());
+            } else {
+                if is_write {
+                    Self::void(shared, parsed);
+                }
+                let (mut keys, now) = (0_u64, now());
+                parsed.for_each_key(|_, _| keys += 1);
+                parsed.for_each_key(|key, access| {
+                    let bytes = bytes / keys.max(1);
+                    shared.count(key, shared.hash(key), counted(access), bytes, now);
+                });
+                if keys == 0 || parsed.name() == "watch" {
+                    self.note_session(parsed.name(), is_own);
+                }
+            }
+            shared.has_hot_keys()
         });
-        Some(parsed.name())
+        has_hot_keys.unwrap_or(false)
     }
 
     /// Commands that change what the client's later commands mean.
-    fn note_session(&self, name: &str) {
+    fn note_session(&self, name: &str, is_own: bool) {
+        if !is_own {
+            return;
+        }
         match name {
             "multi" | "watch" => self.is_pinned.store(true, Relaxed),
             "exec" | "discard" | "unwatch" => self.is_pinned.store(false, Relaxed),
@@ -226,6 +296,22 @@ impl Guard {
                 self.is_off.store(true, Relaxed);
             }
             _ => {}
+        }
+    }
+}
+
+fn counted(access: Access) -> Counted {
+    match access {
+        Access::Write => Counted::Write,
+        _ => Counted::Read,
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if forks() != self.forks {
+            // The parent's engine, which a child never takes down: one owner too many.
+            std::mem::forget(Arc::clone(&self.shared));
         }
     }
 }

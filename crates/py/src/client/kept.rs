@@ -141,8 +141,14 @@ pub fn wire_bytes(reply: &Bound<'_, PyAny>, depth: usize) -> u64 {
     if let Ok(text) = reply.cast_exact::<PyString>() {
         return text.len().unwrap_or(0) as u64;
     }
+    let is_container = reply.is_exact_instance_of::<PyList>()
+        || reply.is_exact_instance_of::<PyDict>()
+        || reply.is_exact_instance_of::<PySet>();
+    if !is_container || depth > 2 {
+        return 4; // a number, nothing, or what a callback made
+    }
     let len = reply.len().unwrap_or(0);
-    if len == 0 || depth > 2 {
+    if len == 0 {
         return 4;
     }
     let of_items = |items: &mut dyn Iterator<Item = Bound<'_, PyAny>>| -> u64 {

@@ -168,6 +168,44 @@ class Join:
     def on_end(self, callback: Callable[[], object]) -> None:
         """Have `callback` called when the read has ended, on the thread that ends it."""
 
+@final
+class LocalCache:
+    """Values by key in bounded memory, each until it is too old; counts what is asked for.
+
+    Nothing invalidates it but its owner and time: `keyheat.protect` is what ties values to a server.
+    Replacement is S3-FIFO (Yang et al., SOSP 2023). Thread-safe; a forked child has a copy.
+    """
+
+    def __init__(
+        self, *, max_bytes: int = 67_108_864, max_entries: int = 65_536, max_age_s: float = 1.0
+    ) -> None:
+        """`max_bytes` counts what Python holds for the values as well; ValueError names what is wrong."""
+
+    def get(self, key: str | bytes, default: Any = None, /) -> Any:
+        """The value of `key`, or `default`. A list, dict or set is the caller's own copy."""
+
+    def set(self, key: str | bytes, value: Any, /, ttl_s: float | None = None) -> bool:
+        """Keep a copy of `value` for `ttl_s` seconds, at most `max_age_s`. Returns whether it is kept.
+
+        Too large a value is not, nor one that whoever gets it could change: anything but numbers, text,
+        bytes, and lists, tuples, dicts and sets of them.
+        """
+
+    def delete(self, key: str | bytes, /) -> bool:
+        """Drop the value of `key`. Returns whether there was one."""
+
+    def clear(self) -> None:
+        """Drop everything."""
+
+    def __len__(self) -> int:
+        """How many values are kept."""
+
+    def stats(self) -> dict[str, int]:
+        """`hits`, `misses`, `refused`, `entries`, `bytes`."""
+
+    def reads(self, key: str | bytes, /) -> tuple[int, int]:
+        """How often `key` was asked for in about the last second: at least, and at most."""
+
 def install_execute_command(cls: type[Any], /) -> None:
     """Give a protected class, which stands before the client's own, the native `execute_command`."""
 

@@ -51,6 +51,8 @@ use crate::{lock, ByHash};
 const WINDOWS: usize = 2;
 /// A key whose value cannot be kept is left alone so long.
 const NOT_WORTH: Nanos = 10 * SEC;
+/// A key that was set as locks are is taken for one so long.
+const LOCK_FOR: Nanos = 3600 * SEC;
 /// Most such keys, and most pairs of key and fields, that are remembered.
 const REMEMBERED_MAX: usize = 16_384;
 /// A tracking connection is asked for at most so often.
@@ -167,6 +169,8 @@ pub(crate) struct Cached<V> {
     pub saved: ByHash<Saved>,
     flights: ByHash<Arc<Flight<V>>>,
     not_worth: ByHash<Nanos>,
+    /// Keys taken for locks, and until when.
+    locks: ByHash<Nanos>,
     /// By identity of a hash-field read: the registration under which its fields were found to have
     /// no expiry, or `None` while that is being asked.
     fields: ByHash<Option<Token>>,
@@ -333,6 +337,7 @@ impl<V: Clone> Shared<V> {
                 saved: ByHash::default(),
                 flights: ByHash::default(),
                 not_worth: ByHash::default(),
+                locks: ByHash::default(),
                 fields: ByHash::default(),
                 wanted_at: ByHash::default(),
                 peers: ByHash::default(),
@@ -374,12 +379,17 @@ impl<V: Clone> Shared<V> {
     /// Whether any key is hot, so that [`Shared::read`] can be of use.
     #[inline]
     pub fn has_hot_keys(&self) -> bool {
-        self.hot_len.load(Relaxed) > 0
+        self.hot_len.load(Relaxed) > 0 || self.settings.every_key
+    }
+
+    /// Whether [`Shared::read`] can be of use for this key.
+    pub fn is_wanted(&self, key_hash: u64) -> bool {
+        self.settings.every_key || self.is_hot(key_hash)
     }
 
     /// Whether the key is hot.
     pub fn is_hot(&self, key_hash: u64) -> bool {
-        self.has_hot_keys() && self.hot.load().set.get(key_hash).is_some()
+        self.hot_len.load(Relaxed) > 0 && self.hot.load().set.get(key_hash).is_some()
     }
 
     /// Counts one access of one key.
@@ -450,6 +460,26 @@ impl<V: Clone> Shared<V> {
         self.epochs.bump(key_hash);
     }
 
+    /// The key was set only if it was not there (`SET … NX`, `SETNX`), as locks are: from now on, and for
+    /// long after, every read of it goes to the server.
+    pub fn set_if_absent(&self, key_hash: u64, now: Nanos) {
+        if !self.settings.nx_is_lock {
+            return;
+        }
+        let mut cached = lock(&self.cached);
+        if cached.locks.len() >= REMEMBERED_MAX {
+            cached.locks.retain(|_, until| *until > now);
+        }
+        if cached.locks.len() < REMEMBERED_MAX || cached.locks.contains_key(&key_hash) {
+            cached.locks.insert(key_hash, now + LOCK_FOR);
+        }
+    }
+
+    /// Whether the key is taken for a lock.
+    pub fn is_lock(&self, key_hash: u64, now: Nanos) -> bool {
+        lock(&self.cached).is_lock(key_hash, now)
+    }
+
     /// As [`Shared::wrote`], for a command whose keys are not known.
     pub fn wrote_all(&self) {
         self.epochs.bump_all();
@@ -463,6 +493,7 @@ impl<V: Clone> Shared<V> {
         }
         let plan = match self.hot.load().plans.get(&query.key_hash) {
             Some(plan) => *plan,
+            None if self.settings.every_key => HotPlan { local_cache: true },
             None => return Read::Upstream,
         };
         self.read_hot(query, plan, now)
@@ -482,6 +513,9 @@ impl<V: Clone> Shared<V> {
         let Some(mut cached) = self.try_cached() else {
             return Read::Upstream;
         };
+        if cached.is_lock(query.key_hash, now) {
+            return Read::Upstream;
+        }
         if is_cached {
             self.wanted_at.store(now, Relaxed);
             match cached.look_up(node, query, now) {
@@ -747,7 +781,9 @@ impl<V: Clone> Shared<V> {
         }
         let mut cached = lock(&self.cached);
         let is_kept = |hash| hot.plans.get(&hash).is_some_and(|plan| plan.local_cache);
-        cached.cache.retain(is_kept);
+        if !self.settings.every_key {
+            cached.cache.retain(is_kept);
+        }
         cached.saved.retain(|hash, _| hot.set.get(*hash).is_some());
     }
 }
@@ -761,6 +797,10 @@ impl<V: Clone> Cached<V> {
             command: query.line,
         };
         self.cache.lookup(SourceId(node), &query, now)
+    }
+
+    fn is_lock(&self, key_hash: u64, now: Nanos) -> bool {
+        self.locks.get(&key_hash).is_some_and(|until| now < *until)
     }
 
     /// A key's fields were asked for: `is_stable` where none of them expires on its own.

@@ -24,6 +24,10 @@ pub struct Settings {
     pub cache_value_max_bytes: usize,
     /// Most replies in the local cache.
     pub cache_entries_max: usize,
+    /// Whether every cacheable read is treated as one of a hot key, detection or not.
+    pub every_key: bool,
+    /// Whether a key that was set with `NX` is taken for a lock, and so never cached nor coalesced.
+    pub nx_is_lock: bool,
     /// The rules; the documented defaults if absent.
     pub rules: Option<Vec<RuleSettings>>,
     /// Length of the sliding window in milliseconds.
@@ -42,6 +46,8 @@ impl Default for Settings {
             cache_bytes: 64 << 20,
             cache_value_max_bytes: 1 << 20,
             cache_entries_max: 65_536,
+            every_key: false,
+            nx_is_lock: true,
             rules: None,
             window_ms: 1_000,
             hot_keys_max: 1_000,

@@ -9,7 +9,6 @@ import atexit
 import json
 import threading
 import weakref
-from dataclasses import replace
 from typing import Any, Final
 
 from keyheat._keyheat import Engine, Guard
@@ -69,8 +68,10 @@ def bind(family: Family, client: Any, pool: Any, settings: ClientSettings, *, is
         is_cluster: Whether it is a Cluster client.
     """
     where = _deployment(client, pool, is_cluster=is_cluster)
-    plain = replace(settings, rules=None)
-    name = (family.name, is_cluster, where, settings.to_json(), plain)
+    # What is not the engine's must not keep two clients from sharing one, unless it differs.
+    rest = (settings.local_cache, settings.coalesce, settings.shadow, settings.coalesce_wait_s)
+    loading = (id(settings.loading), id(settings.lease), id(settings.breaker))
+    name = (family.name, is_cluster, where, settings.to_json(), rest, loading)
     with _lock:
         binding = _bindings.get(name)
         if binding is None:
@@ -107,8 +108,10 @@ def _deployment(client: Any, pool: Any, *, is_cluster: bool) -> tuple[Any, ...]:
     return ("one", where, is_tls, kwargs.get("db", 0), who)
 
 
-def _kwargs_of(client: Any) -> dict[str, Any]:
-    kwargs: dict[str, Any] = client.connection_pool.connection_kwargs
+def _kwargs_of(sentinel: Any) -> dict[str, Any]:
+    # Whatever stands in for a Sentinel's client, protecting must not fail by it.
+    pool = getattr(sentinel, "connection_pool", None)
+    kwargs: dict[str, Any] = getattr(pool, "connection_kwargs", None) or {"host": id(sentinel), "port": 0}
     return kwargs
 
 

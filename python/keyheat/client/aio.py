@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import inspect
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from keyheat._keyheat import MISS, Guard, Join, Lead, slot
 from keyheat.client import identity
 from keyheat.client.handle import Handle
+from keyheat.client.loaders import loader_of
 from keyheat.client.pipelines import queued
 
 
@@ -18,6 +20,7 @@ class AioClient:
     keyheat: Handle
     _keyheat_guard: Guard | None = None
     _keyheat_is_hot = False
+    _keyheat_loader: Any = None
     _keyheat_own: type[Any]
 
     async def _keyheat_hot(self, guard: Guard, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -67,6 +70,19 @@ class AioClient:
         if lead is None or not lead.is_fill:
             return await own.execute_command(self, *args, **options)
         return await filler(self, own, lead).execute_command(*args, **options)
+
+    async def get_or_load(
+        self, key: bytes | str, loader: Callable[[], Any], *, ttl: float | timedelta
+    ) -> Any:
+        """The value under `key`, loaded from the source and stored if it is missing.
+
+        As the blocking client's; the loader may be a coroutine function.
+        """
+        return await loader_of(self, self.keyheat.binding).get_or_load_async(key, loader, ttl=ttl)
+
+    def cached(self, template: str, *, ttl: float | timedelta) -> Any:
+        """A decorator that keeps a coroutine function's results; as the blocking client's."""
+        return loader_of(self, self.keyheat.binding).cached(template, ttl=ttl)
 
     def pipeline(self, *args: Any, **options: Any) -> Any:
         """As the client's own."""

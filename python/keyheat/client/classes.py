@@ -35,19 +35,6 @@ def pipeline_class(own: type[Any]) -> type[Any]:
 _classes: dict[tuple[type[Any], type[Any]], type[Any]] = {}
 
 
-def twin_class(protected: type[Any]) -> type[Any]:
-    """The class of what `protect` was given, once there is a new object in its place: it closes nothing."""
-    if (_Twin, protected) not in _classes:
-        names = {"__module__": protected.__module__, "__qualname__": protected.__qualname__}
-        _classes[_Twin, protected] = type(protected.__name__, (_Twin, protected), names)
-    return _classes[_Twin, protected]
-
-
-class _Twin:
-    def __del__(self) -> None:
-        """Nothing: what the two share is the new object's to close."""
-
-
 def _made(
     protection: type[Any], own: type[Any], install: Callable[[type[Any]], None] | None = None
 ) -> type[Any]:

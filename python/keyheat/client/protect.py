@@ -6,11 +6,11 @@ from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 from keyheat.client._engine import bind
-from keyheat.client.classes import client_class, twin_class
+from keyheat.client.classes import client_class
 from keyheat.client.family import Family, family_of
 from keyheat.client.handle import Handle
 from keyheat.client.settings import ClientSettings
-from keyheat.client.sync import connection_to
+from keyheat.client.sync import PoolOwner, connection_to
 from keyheat.errors import ConfigError
 
 ClientT = TypeVar("ClientT")
@@ -55,7 +55,9 @@ def protect(
         return client
     chosen = _chosen(settings, rules, options)
     own: Any = client
-    if isinstance(own, family.sync) and own.connection is None:
+    if hasattr(type(own), "_keyheat_own"):
+        pass  # made by a protected class, as `client()` and `from_pool` do
+    elif isinstance(own, family.sync) and own.connection is None:
         own = _moved(family, own)
     else:
         own.__class__ = client_class(family, type(own))
@@ -80,14 +82,15 @@ def _moved(family: Family, client: Any) -> Any:
 
     An object whose class is changed keeps its attributes in a dict from then on, where the interpreter
     finds them more slowly: 1.6 % of a GET. So the blocking client, the one that is fast enough for that to
-    count, is made anew. What was given stays a protected client too, but is not the one to close what they
-    share.
+    count, is made anew. What was given stays a protected client too. What they share is closed when neither
+    is left.
     """
     protected = client_class(family, type(client))
+    client._keyheat_owner = PoolOwner(client)
     new = object.__new__(protected)
     for name, value in client.__dict__.items():
         setattr(new, name, value)
-    client.__class__ = twin_class(protected)
+    client.__class__ = protected
     new._keyheat_twin = client
     return new
 

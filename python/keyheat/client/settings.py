@@ -10,6 +10,9 @@ from keyheat.errors import ConfigError
 
 if TYPE_CHECKING:
     from keyheat.detect.rules import Rule
+    from keyheat.mitigate.breaker import BreakerSettings
+    from keyheat.mitigate.lease import LeaseSettings
+    from keyheat.mitigate.loading import LoadingSettings
 
 MIB = 1 << 20
 
@@ -32,6 +35,12 @@ class ClientSettings:
         local_cache: Whether hot keys are answered from memory.
         coalesce: Whether reads of a hot key under way are shared.
         shadow: Measure everything, apply nothing.
+        loading: How `get_or_load` and `cached` load, keep and refresh; `None` is the defaults.
+        lease: Whether, and how, they bring the processes together, so that one loads.
+        breaker: How they guard the cache node; `None` is no breaker.
+        every_key: Treat every cacheable read as one of a hot key: the local cache without detection.
+        nx_is_lock: Take a key that was set with `NX` for a lock, which is never cached nor coalesced.
+        rules: Which keys are hot, and what is done for them; `None` is the default rule.
     """
 
     max_staleness: timedelta | float | None = None
@@ -45,6 +54,11 @@ class ClientSettings:
     local_cache: bool = True
     coalesce: bool = True
     shadow: bool = False
+    loading: "LoadingSettings | None" = None
+    lease: "LeaseSettings | bool" = True
+    breaker: "BreakerSettings | None" = None
+    every_key: bool = False
+    nx_is_lock: bool = True
     rules: "Sequence[Rule | dict[str, Any]] | None" = None
 
     def __post_init__(self) -> None:
@@ -98,6 +112,8 @@ class ClientSettings:
                 "cache_bytes": self.cache_bytes,
                 "cache_value_max_bytes": self.cache_value_max_bytes,
                 "cache_entries_max": self.cache_entries_max,
+                "every_key": self.every_key,
+                "nx_is_lock": self.nx_is_lock,
                 "rules": rules,
                 "window_ms": round(seconds("window", self.window) * 1_000),
                 "hot_keys_max": self.hot_keys_max,

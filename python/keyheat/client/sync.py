@@ -4,12 +4,15 @@ Each class here stands before the client's own class in the method resolution or
 does not mention is the client's own.
 """
 
+import contextlib
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from keyheat._keyheat import MISS, Guard, Join, Lead, slot
 from keyheat.client import identity
 from keyheat.client.handle import Handle
+from keyheat.client.loaders import loader_of
 from keyheat.client.pipelines import queued
 
 
@@ -19,6 +22,7 @@ class SyncClient:
     keyheat: Handle
     _keyheat_guard: Guard | None = None
     _keyheat_is_hot = False
+    _keyheat_loader: Any = None
     _keyheat_own: type[Any]
     _keyheat_pipeline: type[Any]
 
@@ -68,6 +72,38 @@ class SyncClient:
         if lead is None or not lead.is_fill:
             return own.execute_command(self, *args, **options)
         return filler(self, own, lead).execute_command(*args, **options)
+
+    def get_or_load(self, key: bytes | str, loader: Callable[[], Any], *, ttl: float | timedelta) -> Any:
+        """The value under `key`, loaded from the source and stored if it is missing.
+
+        Of all callers that miss one key, in all processes, one calls the loader; see `keyheat.Loader`, which
+        this is, for what is done about failures, staleness and congestion.
+
+        Args:
+            key: The key.
+            loader: Asks the source; `None` means there is no such thing, which is remembered for a while.
+            ttl: Seconds, or a timedelta, for which the value is fresh; 10 % more or less, by chance.
+
+        Raises:
+            TurnedBackError: Too many loads are under way, or another's took too long or failed.
+            Exception: What the loader raised.
+        """
+        return loader_of(self, self.keyheat.binding).get_or_load(key, loader, ttl=ttl)
+
+    def cached(self, template: str, *, ttl: float | timedelta) -> Any:
+        """A decorator that keeps a function's results under `template`, such as `"item:{id}"`.
+
+        Args:
+            template: The key, filled from the function's arguments by name.
+            ttl: Seconds, or a timedelta, for which a result is fresh.
+        """
+        return loader_of(self, self.keyheat.binding).cached(template, ttl=ttl)
+
+    def __del__(self) -> None:
+        """As the client's own, unless the pool has an owner of its own."""
+        if "_keyheat_owner" not in self.__dict__:
+            with contextlib.suppress(AttributeError):
+                super().__del__()  # type: ignore[misc]
 
     def pipeline(self, *args: Any, **options: Any) -> Any:
         """As the client's own."""
@@ -131,6 +167,21 @@ def filler(client: Any, own: type[Any], lead: Lead) -> Any:
 
 
 _fillers: dict[type[Any], type[Any]] = {}
+
+
+class PoolOwner:
+    """Closes a client's pool when nobody is left who uses it, as the client alone would have."""
+
+    __slots__ = ("_closes", "_pool")
+
+    def __init__(self, client: Any) -> None:
+        self._pool = client.connection_pool
+        self._closes = bool(getattr(client, "auto_close_connection_pool", False))
+
+    def __del__(self) -> None:
+        if self._closes:
+            with contextlib.suppress(Exception):  # the interpreter may be shutting down
+                self._pool.disconnect()
 
 
 def _socket_to(conn: Any, process: str | None) -> Any:

@@ -1,5 +1,6 @@
 """What is done about a hot key; each remedy works alone, without detection and without the others."""
 
+from keyheat._keyheat import LocalCache
 from keyheat.mitigate.allowlist import Allowlist, Entity
 from keyheat.mitigate.breaker import Breaker, BreakerSettings
 from keyheat.mitigate.coalescer import Coalescer
@@ -34,6 +35,7 @@ __all__ = [
     "LeaseSettings",
     "Loader",
     "LoadingSettings",
+    "LocalCache",
     "LockEvidence",
     "LockRelief",
     "ReplicaReads",

@@ -129,6 +129,20 @@ impl<'a> Args<'a> {
         is_any
     }
 
+    /// Whether it sets a key only if it is not there, as taking a lock does.
+    #[inline]
+    pub fn sets_if_absent(&self) -> bool {
+        match self.name() {
+            "set" => self
+                .items
+                .iter()
+                .skip(3)
+                .any(|item| item.eq_ignore_ascii_case(b"nx")),
+            "setnx" => true,
+            _ => false,
+        }
+    }
+
     /// The line as one string of bytes that no other line has.
     pub fn line(&self, out: &mut SmallVec<[u8; 128]>) {
         out.extend_from_slice(self.name().as_bytes());
@@ -176,6 +190,18 @@ fn bytes_of<'a, 'py: 'a>(
     Some(Cow::Owned(bytes.as_bytes().to_vec()))
 }
 
+/// A key of a plain cache: a `str` or `bytes`.
+#[inline]
+pub fn key_bytes<'a>(key: Borrowed<'a, '_, PyAny>) -> Option<&'a [u8]> {
+    if key.is_exact_instance_of::<PyString>() || key.is_instance_of::<PyString>() {
+        utf8_of(key)
+    } else if key.is_instance_of::<PyBytes>() {
+        content_of(key)
+    } else {
+        None
+    }
+}
+
 /// The UTF-8 of a `str`, which Python keeps with it; `None` for one with lone surrogates.
 #[inline]
 fn utf8_of<'a>(text: Borrowed<'a, '_, PyAny>) -> Option<&'a [u8]> {
@@ -216,6 +242,10 @@ pub fn variant_of<'py>(
         let name = name.cast::<PyString>().ok()?.to_str().ok()?;
         if name == "keys" {
             continue; // what the client's own cache wants to know
+        }
+        if name == "NEVER_DECODE" {
+            variant = variant.wrapping_add(0x9e37_79b9_7f4a_7c15); // whatever its value
+            continue;
         }
         let mut text: SmallVec<[u8; 64]> = SmallVec::new();
         text.extend_from_slice(name.as_bytes());

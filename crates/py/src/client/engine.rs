@@ -86,7 +86,8 @@ impl Connector for PyConnector {
     }
 }
 
-fn seed() -> u64 {
+/// A seed for key hashes that nobody can guess.
+pub fn seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
     hasher.write_u64(now());
@@ -253,6 +254,7 @@ impl Engine {
             };
             let age = shared.proof_age(key, now());
             told["proof_age_ms"] = json!(age.map(|ns| ns as f64 / 1e6));
+            told["is_lock"] = json!(shared.is_lock(hash, now()));
             told["not_caching"] = json!(shared.refusals());
             told.to_string()
         })
@@ -292,7 +294,9 @@ fn hot_json(shared: &Shared<Value>, key: &keyheat_core::hotset::HotKey) -> serde
     if shared.switches.coalesce.load(Relaxed) {
         remedies.push("coalesce");
     }
-    if shared.switches.shadow.load(Relaxed) {
+    // A lock is left alone, and so is everything in shadow mode.
+    let is_lock = shared.is_lock(key.key_hash, now());
+    if is_lock || shared.switches.shadow.load(Relaxed) {
         remedies.clear();
     }
     let now = now();

@@ -195,7 +195,7 @@ impl Guard {
             }
             let (key, _) = parsed.only_key()?;
             let key_hash = shared.hash(key);
-            if !shared.is_hot(key_hash) {
+            if !shared.is_wanted(key_hash) {
                 return None;
             }
             let variant = variant_of(options())?;
@@ -263,6 +263,9 @@ impl Guard {
                 let hash = shared.hash(key);
                 if is_write {
                     shared.wrote(hash);
+                    if parsed.sets_if_absent() {
+                        shared.set_if_absent(hash, now());
+                    }
                 }
                 shared.count(key, hash, counted(access), bytes, now());
             } else {

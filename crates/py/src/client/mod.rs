@@ -4,6 +4,7 @@
 //! - [`kept`]: decoded values that are kept, and given out without being shared.
 //! - [`engine`]: an engine, and how it survives a fork.
 //! - [`guard`]: one protected client: each of its commands enters and leaves here.
+//! - [`local`]: the local cache as a plain object.
 //! - [`method`]: the `execute_command` of a protected class, native because every command passes it.
 //! - [`tickets`]: a read on behalf of others, and the waiting for one.
 
@@ -11,6 +12,7 @@ mod args;
 mod engine;
 mod guard;
 mod kept;
+mod local;
 mod method;
 mod tickets;
 
@@ -50,6 +52,7 @@ pub fn add_to(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<guard::Guard>()?;
     m.add_class::<tickets::Lead>()?;
     m.add_class::<tickets::Join>()?;
+    m.add_class::<local::LocalCache>()?;
     m.add_function(wrap_pyfunction!(method::install_execute_command, m)?)?;
     Ok(())
 }

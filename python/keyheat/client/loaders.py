@@ -1,0 +1,38 @@
+"""`get_or_load` and `cached` of a protected client: the loader behind them, made when first asked for."""
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from keyheat.client._engine import Binding
+    from keyheat.mitigate.loading import Loader
+
+_lock = threading.Lock()
+
+
+def loader_of(client: Any, binding: "Binding") -> "Loader":
+    """The loader of a protected client; one for its lifetime.
+
+    A blocking client's is made for its twin, so that the two do not keep each other alive.
+    """
+    found: Loader | None = client._keyheat_loader
+    if found is not None:
+        return found
+    with _lock:
+        if client._keyheat_loader is None:
+            client._keyheat_loader = _made(getattr(client, "_keyheat_twin", client), binding)
+        made: Loader = client._keyheat_loader
+        return made
+
+
+def _made(client: Any, binding: "Binding") -> "Loader":
+    from keyheat.mitigate.breaker import Breaker  # noqa: PLC0415  a client that loads nothing imports nothing
+    from keyheat.mitigate.lease import Lease, LeaseSettings  # noqa: PLC0415
+    from keyheat.mitigate.loading import Loader  # noqa: PLC0415
+
+    settings = binding.settings
+    lease = None
+    if settings.lease is not False:
+        lease = Lease(client, settings.lease if isinstance(settings.lease, LeaseSettings) else None)
+    breaker = Breaker("cache", settings.breaker) if settings.breaker is not None else None
+    return Loader(client, settings.loading, lease=lease, breaker=breaker)

@@ -208,6 +208,8 @@ pub struct Shared<V> {
     pub(crate) refusals: Mutex<ByHash<String>>,
     /// The staleness bound in force.
     pub(crate) bound_ns: AtomicU64,
+    /// The interval between heartbeats in force.
+    pub(crate) beat_ns: AtomicU64,
 }
 
 /// An engine and its thread.
@@ -297,6 +299,11 @@ impl<V> Shared<V> {
         Duration::from_nanos(self.bound_ns.load(Relaxed))
     }
 
+    /// The interval between heartbeats in force.
+    pub fn beat_interval(&self) -> Duration {
+        Duration::from_nanos(self.beat_ns.load(Relaxed))
+    }
+
     /// The hot set as of the last judging.
     pub fn hot(&self) -> Arc<HotNow> {
         self.hot.load_full()
@@ -357,6 +364,7 @@ impl<V: Clone> Shared<V> {
             wanted_at: AtomicU64::new(0),
             refusals: Mutex::default(),
             bound_ns: AtomicU64::new(settings.max_staleness_ms * MS),
+            beat_ns: AtomicU64::new(settings.max_staleness_ms * MS / 4),
             settings,
         })
     }

@@ -92,7 +92,7 @@ def _started(settings: ClientSettings, dial: Any, *, is_cluster: bool) -> Engine
 
 
 def _deployment(client: Any, pool: Any, *, is_cluster: bool) -> tuple[Any, ...]:
-    kwargs = pool.connection_kwargs
+    kwargs = pool.connection_kwargs or {}
     who = (kwargs.get("username"), kwargs.get("password"), id(kwargs.get("credential_provider")))
     sentinel = getattr(pool, "sentinel_manager", None)
     if sentinel is not None:

@@ -1,16 +1,19 @@
 """`get_or_load` and `cached` of a protected client: the loader behind them, made when first asked for."""
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from keyheat.client._engine import Binding
-    from keyheat.mitigate.loading import Loader
+from keyheat.client._engine import Binding
+
+# At import, not at the first miss: that is when a crowd is waiting.
+from keyheat.mitigate.breaker import Breaker
+from keyheat.mitigate.lease import Lease, LeaseSettings
+from keyheat.mitigate.loading import Loader
 
 _lock = threading.Lock()
 
 
-def loader_of(client: Any, binding: "Binding") -> "Loader":
+def loader_of(client: Any, binding: Binding) -> Loader:
     """The loader of a protected client; one for its lifetime.
 
     A blocking client's is made for its twin, so that the two do not keep each other alive.
@@ -25,11 +28,7 @@ def loader_of(client: Any, binding: "Binding") -> "Loader":
         return made
 
 
-def _made(client: Any, binding: "Binding") -> "Loader":
-    from keyheat.mitigate.breaker import Breaker  # noqa: PLC0415  a client that loads nothing imports nothing
-    from keyheat.mitigate.lease import Lease, LeaseSettings  # noqa: PLC0415
-    from keyheat.mitigate.loading import Loader  # noqa: PLC0415
-
+def _made(client: Any, binding: Binding) -> Loader:
     settings = binding.settings
     lease = None
     if settings.lease is not False:

@@ -1,8 +1,9 @@
 """`protect`: one line for an application."""
 
+import importlib
+import weakref
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 from keyheat.client._engine import bind
@@ -64,7 +65,7 @@ def protect(
         # In the old dict its values lie as the old class laid them out, and are found more slowly.
         own.__dict__ = dict(own.__dict__)
     is_cluster = isinstance(own, (family.sync_cluster, family.aio_cluster))
-    pool = _cluster_pool(family, own) if is_cluster else own.connection_pool
+    pool = ClusterPool(family, own) if is_cluster else own.connection_pool
     binding = bind(family, own, pool, chosen, is_cluster=is_cluster)
     for each in (own, getattr(own, "_keyheat_twin", own)):
         each.keyheat = Handle.attach(own, binding)
@@ -114,15 +115,51 @@ def _reads_replicas(pool: Any) -> bool:
     return getattr(pool, "sentinel_manager", None) is not None and not pool.is_master
 
 
-def _cluster_pool(family: Family, client: Any) -> Any:
-    """Something with the settings of a Cluster client's connections."""
-    if isinstance(client, family.sync_cluster):
-        node = client.nodes_manager.default_node
-        return connection_to(client, node).connection_pool
-    kwargs = dict(client.connection_kwargs)
-    connection_class = kwargs.pop("connection_class", None)
-    if connection_class is None:
-        import importlib  # noqa: PLC0415
+class ClusterPool:
+    """What a dialer asks of a pool, for a Cluster client: looked up when a connection is opened.
 
-        connection_class = importlib.import_module(f"{family.name}.asyncio.connection").Connection
-    return SimpleNamespace(connection_class=connection_class, connection_kwargs=kwargs)
+    Until it has talked to the Cluster, a client may not know a single node.
+    """
+
+    def __init__(self, family: Family, client: Any) -> None:
+        self._family = family
+        self._client = weakref.ref(client)
+        self._is_asyncio = isinstance(client, family.aio_cluster)
+
+    @property
+    def connection_kwargs(self) -> dict[str, Any]:
+        """The settings of its connections."""
+        client = self._client()
+        if client is None:
+            raise ReferenceError("the client is gone")
+        if self._is_asyncio:
+            return {
+                name: value for name, value in client.connection_kwargs.items() if name != "connection_class"
+            }
+        nodes = list(client.nodes_manager.nodes_cache.values())
+        for node in nodes:
+            pool = getattr(connection_to(client, node), "connection_pool", None)
+            if pool is not None:
+                kwargs: dict[str, Any] = pool.connection_kwargs
+                return kwargs
+        return dict(getattr(client.nodes_manager, "connection_kwargs", None) or {})
+
+    @property
+    def connection_class(self) -> type[Any]:
+        """The class of its connections."""
+        client = self._client()
+        module = (
+            f"{self._family.name}.asyncio.connection"
+            if self._is_asyncio
+            else f"{self._family.name}.connection"
+        )
+        default: type[Any] = importlib.import_module(module).Connection
+        if client is None:
+            return default
+        if self._is_asyncio:
+            return client.connection_kwargs.get("connection_class", default)  # type: ignore[no-any-return]
+        for node in list(client.nodes_manager.nodes_cache.values()):
+            pool = getattr(connection_to(client, node), "connection_pool", None)
+            if pool is not None:
+                return pool.connection_class  # type: ignore[no-any-return]
+        return default

@@ -41,8 +41,8 @@ use judge::Judge;
 
 /// The token of the inbox.
 pub(crate) const WAKE: mio::Token = mio::Token(0);
-/// A heartbeat costs a server about this much processor time.
-const BEAT_COST: Nanos = 10_000;
+/// A heartbeat costs a server about this much processor time, most of it to notice one more connection.
+const BEAT_COST: Nanos = 25_000;
 /// The part of a server's core that all heartbeats together may take: one in so many.
 const BEAT_BUDGET: u64 = 50;
 /// Heartbeats go on so long after the last lookup.
@@ -400,8 +400,10 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
     fn set_bound(&self) {
         let clients = self.nodes.values().map(|s| s.tracking_clients).max();
         let set = self.shared.settings.max_staleness_ms * MS;
-        let needed = 3 * self.interval(clients.unwrap_or(0));
-        let bound = set.max(needed);
+        let interval = self.interval(clients.unwrap_or(0));
+        self.shared.beat_ns.store(interval, Relaxed);
+        // One beat on its way, and half an interval to spare.
+        let bound = set.max(interval + interval / 2);
         if self.shared.bound_ns.swap(bound, Relaxed) != bound {
             let mut cached = lock(&self.shared.cached);
             cached.cache.set_max_staleness(Duration::from_nanos(bound));

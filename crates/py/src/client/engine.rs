@@ -224,6 +224,8 @@ impl Engine {
             stats.insert("cached_bytes".into(), json!(bytes));
             let bound_ms = shared.bound().as_secs_f64() * 1e3;
             stats.insert("max_staleness_ms".into(), json!(bound_ms));
+            let beat_ms = shared.beat_interval().as_secs_f64() * 1e3;
+            stats.insert("heartbeat_ms".into(), json!(beat_ms));
             stats.insert("not_caching".into(), json!(shared.refusals()));
             serde_json::Value::Object(stats).to_string()
         })

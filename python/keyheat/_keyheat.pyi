@@ -69,6 +69,9 @@ class Engine:
     def set_owners(self, owners: list[tuple[int, int, str, int]]) -> None:
         """Say who owns which slots: (first, last, host, port), ends included."""
 
+    def _plant(self, bug: str) -> None:
+        """Break a promise on purpose, for tests of the checkers: `missing-fence`, `deaf`."""
+
     def clear(self) -> None:
         """Drop every cached value."""
 

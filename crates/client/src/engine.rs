@@ -210,6 +210,27 @@ pub struct Shared<V> {
     pub(crate) bound_ns: AtomicU64,
     /// The interval between heartbeats in force.
     pub(crate) beat_ns: AtomicU64,
+    /// See [`Shared::plant`].
+    pub(crate) is_deaf: AtomicBool,
+}
+
+/// What a process has written, and how it names keys.
+#[derive(Debug, Clone)]
+pub struct Writes {
+    epochs: Arc<WriteEpochs>,
+    hasher: KeyHasher,
+}
+
+impl Writes {
+    /// Nothing yet.
+    ///
+    /// Args: `seed` of the key hash, secret.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            epochs: Arc::new(WriteEpochs::default()),
+            hasher: KeyHasher::new(seed),
+        }
+    }
 }
 
 /// An engine and its thread.
@@ -222,7 +243,8 @@ pub struct Engine<V> {
 impl<V: Clone + Send + Sync + 'static> Engine<V> {
     /// An engine whose tracker runs.
     ///
-    /// Args: `seed` of the key hash, secret.
+    /// Args: `writes` what this process has written: its write epochs, shared by all its engines, so that
+    /// one sees what is written through another, and the hasher they are kept by, whose seed is secret.
     ///
     /// # Errors
     /// The settings are refused, or the system refuses a thread or an event queue.
@@ -230,11 +252,11 @@ impl<V: Clone + Send + Sync + 'static> Engine<V> {
         settings: Settings,
         topology: Topology,
         connector: Arc<dyn Connector>,
-        seed: u64,
+        writes: &Writes,
     ) -> Result<Self, String> {
         let poll = Poll::new().map_err(|e| e.to_string())?;
         let waker = Waker::new(poll.registry(), tracker::WAKE).map_err(|e| e.to_string())?;
-        let shared = Arc::new(Shared::new(settings, topology, waker, seed)?);
+        let shared = Arc::new(Shared::new(settings, topology, waker, writes)?);
         let run = tracker::Tracker::new(Arc::clone(&shared), poll, connector)?;
         let thread = std::thread::Builder::new()
             .name("keyheat-tracker".into())
@@ -320,7 +342,7 @@ impl<V: Clone> Shared<V> {
         settings: Settings,
         topology: Topology,
         waker: Waker,
-        seed: u64,
+        writes: &Writes,
     ) -> Result<Self, String> {
         let rules = settings.rule_set()?;
         let nominator = Nominator::new(&rules, WINDOWS as u32);
@@ -335,7 +357,7 @@ impl<V: Clone> Shared<V> {
                 nominated: ByHash::default(),
             }))
         };
-        let epochs = Arc::new(WriteEpochs::default());
+        let epochs = Arc::clone(&writes.epochs);
         Ok(Self {
             counting: [counting()?, counting()?],
             nominator,
@@ -352,7 +374,7 @@ impl<V: Clone> Shared<V> {
             epochs,
             switches: Switches::default(),
             stats: Stats::default(),
-            hasher: KeyHasher::new(seed),
+            hasher: writes.hasher,
             hot: ArcSwap::default(),
             hot_len: AtomicUsize::new(0),
             is_cluster: topology.is_cluster(),
@@ -364,6 +386,7 @@ impl<V: Clone> Shared<V> {
             wanted_at: AtomicU64::new(0),
             refusals: Mutex::default(),
             bound_ns: AtomicU64::new(settings.max_staleness_ms * MS),
+            is_deaf: AtomicBool::new(false),
             beat_ns: AtomicU64::new(settings.max_staleness_ms * MS / 4),
             settings,
         })
@@ -501,13 +524,22 @@ impl<V: Clone> Shared<V> {
         }
         let plan = match self.hot.load().plans.get(&query.key_hash) {
             Some(plan) => *plan,
-            None if self.settings.every_key => HotPlan { local_cache: true },
+            None if self.settings.every_key => {
+                return self.read_hot(query, HotPlan { local_cache: true }, false, now)
+            }
             None => return Read::Upstream,
         };
-        self.read_hot(query, plan, now)
+        self.read_hot(query, plan, true, now)
     }
 
-    fn read_hot(self: &Arc<Self>, query: &Query<'_>, plan: HotPlan, now: Nanos) -> Read<V> {
+    /// Args: `is_hot` or only treated so, in which case nothing is noted of it.
+    fn read_hot(
+        self: &Arc<Self>,
+        query: &Query<'_>,
+        plan: HotPlan,
+        is_hot: bool,
+        now: Nanos,
+    ) -> Read<V> {
         self.stats.hot_reads.add(1);
         let Some(node) = self.owner(query.key) else {
             return Read::Upstream;
@@ -533,10 +565,12 @@ impl<V: Clone> Shared<V> {
                         self.stats.shadow_hits.add(1);
                         return Read::Upstream;
                     }
-                    let saved = cached.saved.entry(query.key_hash).or_default();
-                    saved.hits += 1;
-                    if saved.first_at == 0 {
-                        saved.first_at = now;
+                    if is_hot {
+                        let saved = cached.saved.entry(query.key_hash).or_default();
+                        saved.hits += 1;
+                        if saved.first_at == 0 {
+                            saved.first_at = now;
+                        }
                     }
                     drop(cached);
                     self.stats.local_hits.add(1);
@@ -555,7 +589,9 @@ impl<V: Clone> Shared<V> {
         let identity = identity(query);
         if is_joined {
             if let Some(flight) = self.flight_to_join(&cached, query, identity, now) {
-                cached.saved.entry(query.key_hash).or_default().joins += 1;
+                if is_hot {
+                    cached.saved.entry(query.key_hash).or_default().joins += 1;
+                }
                 self.stats.joins.add(1);
                 return Read::Join(flight);
             }
@@ -752,6 +788,19 @@ impl<V: Clone> Shared<V> {
     /// Drops everything that is cached.
     pub fn clear(&self) {
         lock(&self.cached).cache.clear();
+    }
+
+    /// Breaks a promise on purpose, for tests that show that a checker would find such a bug: with
+    /// `missing-fence` what was read before a write is stored and served after it, with
+    /// `deaf` invalidations are ignored. Returns false for any other.
+    #[doc(hidden)]
+    pub fn plant(&self, bug: &str) -> bool {
+        match bug {
+            "missing-fence" => lock(&self.cached).cache.plant_missing_fence(),
+            "deaf" => self.is_deaf.store(true, Relaxed),
+            _ => return false,
+        }
+        true
     }
 
     /// How many replies are cached, and the bytes they take.

@@ -27,7 +27,7 @@ pub mod topology;
 pub mod tracker;
 
 pub use connect::{Connector, Dialed, Refusal};
-pub use engine::{Engine, Lead, Query, Read};
+pub use engine::{Engine, Lead, Query, Read, Writes};
 pub use flight::Flight;
 pub use settings::Settings;
 pub use topology::{Node, Topology};

@@ -7,6 +7,7 @@ part of the name under which the reply is kept.
 
 import atexit
 import json
+import os
 import threading
 import weakref
 from typing import Any, Final
@@ -166,6 +167,15 @@ def _with_bytes(found: dict[str, Any]) -> dict[str, Any]:
     if isinstance(found.get("key"), list):
         found["key"] = bytes(found["key"])
     return found
+
+
+def _start_anew() -> None:
+    """In a forked child: another thread of the parent may have held the lock."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_start_anew)
 
 
 @atexit.register

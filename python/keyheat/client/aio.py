@@ -9,7 +9,7 @@ from typing import Any
 
 from keyheat._keyheat import MISS, Guard, Join, Lead, slot
 from keyheat.client import identity
-from keyheat.client.handle import Handle
+from keyheat.client.handle import Handle, reattach
 from keyheat.client.loaders import loader_of
 from keyheat.client.pipelines import queued
 
@@ -83,6 +83,12 @@ class AioClient:
     def cached(self, template: str, *, ttl: float | timedelta) -> Any:
         """A decorator that keeps a coroutine function's results; as the blocking client's."""
         return loader_of(self, self.keyheat.binding).cached(template, ttl=ttl)
+
+    def set_response_callback(self, command: Any, callback: Any) -> None:
+        """As the client's own. What is decoded in another way from now on is kept apart."""
+        super().set_response_callback(command, callback)  # type: ignore[misc]
+        if self._keyheat_guard is not None:
+            reattach(self)
 
     def pipeline(self, *args: Any, **options: Any) -> Any:
         """As the client's own."""

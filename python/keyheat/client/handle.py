@@ -102,3 +102,13 @@ class Handle:
     @shadow.setter
     def shadow(self, on: bool) -> None:
         self._binding.engine.set_switch("shadow", on)
+
+
+def reattach(client: Any) -> None:
+    """Give a client, and its twin, a new guard: its settings have changed what its replies are."""
+    for each in (client, getattr(client, "_keyheat_twin", client)):
+        was_off = not each.keyheat.guard.may_read_locally
+        each.keyheat = Handle.attach(each, each.keyheat.binding)
+        if was_off:
+            each.keyheat.guard.switch_off()
+        each._keyheat_guard = each.keyheat.guard

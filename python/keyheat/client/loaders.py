@@ -1,5 +1,6 @@
 """`get_or_load` and `cached` of a protected client: the loader behind them, made when first asked for."""
 
+import os
 import threading
 from typing import Any
 
@@ -11,6 +12,15 @@ from keyheat.mitigate.lease import Lease, LeaseSettings
 from keyheat.mitigate.loading import Loader
 
 _lock = threading.Lock()
+
+
+def _start_anew() -> None:
+    """In a forked child: another thread of the parent may have held the lock."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_start_anew)
 
 
 def loader_of(client: Any, binding: Binding) -> Loader:

@@ -66,6 +66,10 @@ def protect(
         own.__dict__ = dict(own.__dict__)
     is_cluster = isinstance(own, (family.sync_cluster, family.aio_cluster))
     pool = ClusterPool(family, own) if is_cluster else own.connection_pool
+    if is_cluster and chosen.every_key:
+        raise ConfigError(
+            "every_key: not for a Cluster, where heartbeats ask for every cached slot; accepted there: False"
+        )
     binding = bind(family, own, pool, chosen, is_cluster=is_cluster)
     for each in (own, getattr(own, "_keyheat_twin", own)):
         each.keyheat = Handle.attach(own, binding)

@@ -46,6 +46,7 @@ _CLIENTS: tuple[type, ...] = (
     redis.asyncio.Redis,
     redis.asyncio.cluster.RedisCluster,
 )
+_CLUSTERS = (redis.cluster.RedisCluster, redis.asyncio.cluster.RedisCluster)
 _PIPELINES: tuple[type, ...] = (
     redis.client.Pipeline,
     redis.cluster.ClusterPipeline,
@@ -80,7 +81,7 @@ class Protect:
 
     def wrap(self, client: Any) -> None:
         # What it returns may be another object; the one that the test holds is protected as well.
-        self._protect(client, rules=RULES, every_key=True)
+        self._protect(client, rules=RULES, every_key=not isinstance(client, _CLUSTERS))
         binding = client.keyheat.binding
         self._bindings[id(binding)] = binding
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
+use std::sync::atomic::Ordering::Relaxed;
 
 use keyheat_core::cache::{Found, SourceId, Token, Ttl};
 use keyheat_core::Nanos;
@@ -259,6 +260,9 @@ impl Conn {
 }
 
 fn on_push<V: Clone>(shared: &Shared<V>, source: SourceId, parts: &[Value]) {
+    if shared.is_deaf.load(Relaxed) {
+        return;
+    }
     match (parts.first(), parts.get(1)) {
         (Some(Value::Bulk(kind)), Some(Value::Array(keys))) if kind == b"invalidate" => {
             for key in keys {

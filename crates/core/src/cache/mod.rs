@@ -203,8 +203,7 @@ pub struct LocalCache<X = ()> {
     groups: Groups,
     values: ValueStore<Meta<X>>,
     last_id: u64,
-    /// Switched off by the test that shows that the other tests would notice.
-    #[cfg(test)]
+    /// Switched off by tests that show that other tests would notice.
     is_fenced: bool,
 }
 
@@ -220,7 +219,6 @@ impl<X> LocalCache<X> {
             sources: Vec::new(),
             groups: Groups::new(),
             last_id: 0,
-            #[cfg(test)]
             is_fenced: true,
         }
     }
@@ -642,14 +640,15 @@ impl<X> LocalCache<X> {
         self.values.reserve(self.groups.bytes());
     }
 
-    #[cfg(not(test))]
-    fn is_fenced(&self) -> bool {
-        true
-    }
-
-    #[cfg(test)]
     fn is_fenced(&self) -> bool {
         self.is_fenced
+    }
+
+    /// Breaks the promise on purpose: what was read before a write is stored and served after it. For tests
+    /// that show that a checker would find such a bug.
+    #[doc(hidden)]
+    pub fn plant_missing_fence(&mut self) {
+        self.is_fenced = false;
     }
 }
 

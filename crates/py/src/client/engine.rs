@@ -8,12 +8,12 @@
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use keyheat_client::engine::{now, Shared};
-use keyheat_client::{Connector, Dialed, Node, Refusal, Settings, Topology};
+use keyheat_client::{Connector, Dialed, Node, Refusal, Settings, Topology, Writes};
 use keyheat_core::hotset::HotState;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -86,6 +86,12 @@ impl Connector for PyConnector {
     }
 }
 
+/// What this process has written through any of its protected clients.
+fn writes() -> &'static Writes {
+    static WRITES: OnceLock<Writes> = OnceLock::new();
+    WRITES.get_or_init(|| Writes::new(seed()))
+}
+
 /// A seed for key hashes that nobody can guess.
 pub fn seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
@@ -102,7 +108,7 @@ impl Engine {
     ) -> PyResult<Running> {
         let connector: Arc<dyn Connector> = Arc::<PyConnector>::clone(connector);
         let forks = FORKS.load(Relaxed);
-        let engine = keyheat_client::Engine::start(settings.clone(), topology, connector, seed());
+        let engine = keyheat_client::Engine::start(settings.clone(), topology, connector, writes());
         let engine = engine.map_err(PyRuntimeError::new_err)?;
         Ok(Running { forks, engine })
     }
@@ -201,6 +207,14 @@ impl Engine {
                 }
             });
         })
+    }
+
+    /// Breaks a promise on purpose, for tests of the checkers: `missing-fence`, `deaf`.
+    fn _plant(&self, bug: &str) -> PyResult<()> {
+        if self.with(|shared| shared.plant(bug))? {
+            return Ok(());
+        }
+        Err(PyValueError::new_err("accepted: missing-fence, deaf"))
     }
 
     /// Drops every cached value.

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from keyheat.errors import ConfigError
 from keyheat.detect.rules import load_rules
+from keyheat.errors import ConfigError
 
 GOOD = """
 [[rules]]

@@ -138,8 +138,8 @@ impl Talk {
             let why = "the node is not a primary, and only primaries push invalidations in time";
             return Err(Refusal::Refused(why.into()));
         }
-        // Not told where INFO is not allowed; whoever needs it finds it empty.
-        let info = match self.ask(&[b"INFO", b"server"])? {
+        // Without the run_id nobody could tell whether a value comes from this very process.
+        let info = match self.must(&[b"INFO", b"server"], "INFO server")? {
             Value::Bulk(text) | Value::Verbatim { text, .. } => text,
             _ => Vec::new(),
         };

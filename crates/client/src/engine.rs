@@ -40,7 +40,7 @@ use keyheat_resp::command::Cacheable;
 use mio::{Poll, Waker};
 
 use crate::connect::Connector;
-use crate::flight::Flight;
+use crate::flight::{Flight, OnEnd};
 use crate::settings::Settings;
 use crate::stats::Stats;
 use crate::topology::{Node, Topology};
@@ -210,6 +210,8 @@ pub struct Shared<V> {
     pub(crate) bound_ns: AtomicU64,
     /// The interval between heartbeats in force.
     pub(crate) beat_ns: AtomicU64,
+    /// Attempts to connect under way.
+    pub(crate) dialling: AtomicUsize,
     /// See [`Shared::plant`].
     pub(crate) is_deaf: AtomicBool,
 }
@@ -280,7 +282,9 @@ impl<V: Clone + Send + Sync + 'static> Engine<V> {
             return;
         };
         let until = std::time::Instant::now() + timeout;
-        while !thread.is_finished() && std::time::Instant::now() < until {
+        // Attempts to connect run in the language's interpreter, which must not go away under them.
+        let is_busy = || !thread.is_finished() || self.shared.dialling.load(Relaxed) > 0;
+        while is_busy() && std::time::Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
         if thread.is_finished() {
@@ -386,6 +390,7 @@ impl<V: Clone> Shared<V> {
             wanted_at: AtomicU64::new(0),
             refusals: Mutex::default(),
             bound_ns: AtomicU64::new(settings.max_staleness_ms * MS),
+            dialling: AtomicUsize::new(0),
             is_deaf: AtomicBool::new(false),
             beat_ns: AtomicU64::new(settings.max_staleness_ms * MS / 4),
             settings,
@@ -544,7 +549,9 @@ impl<V: Clone> Shared<V> {
         let Some(node) = self.owner(query.key) else {
             return Read::Upstream;
         };
-        let is_cached = plan.local_cache && self.switches.local_cache.load(Relaxed);
+        let is_cached = plan.local_cache
+            && self.switches.local_cache.load(Relaxed)
+            && self.bound_ns.load(Relaxed) > 0;
         let is_joined = self.switches.coalesce.load(Relaxed);
         let is_shadow = self.switches.shadow.load(Relaxed);
         if !is_cached && !is_joined {
@@ -899,8 +906,9 @@ impl<V: Clone> Lead<V> {
     }
 
     /// Hands in what the server said; `bytes` is what `value` holds in memory, `None` where it cannot
-    /// be kept or shared. Whoever joined is told.
-    pub fn end(mut self, query: &Query<'_>, value: Option<(V, usize)>, now: Nanos) {
+    /// be kept or shared. Whoever joined is told: those who wait at once, the others by what is returned,
+    /// each to be called.
+    pub fn end(mut self, query: &Query<'_>, value: Option<(V, usize)>, now: Nanos) -> Vec<OnEnd> {
         if let Some((token, found)) = self.fill.take() {
             match &value {
                 Some((value, bytes)) => {
@@ -909,7 +917,7 @@ impl<V: Clone> Lead<V> {
                 None => self.engine.is_not_worth(query.key_hash, now),
             }
         }
-        self.land(value.map(|(value, _)| value));
+        self.land(value.map(|(value, _)| value))
     }
 
     fn store(
@@ -943,9 +951,9 @@ impl<V: Clone> Lead<V> {
         }
     }
 
-    fn land(&mut self, value: Option<V>) {
+    fn land(&mut self, value: Option<V>) -> Vec<OnEnd> {
         let Some(flight) = self.flight.take() else {
-            return;
+            return Vec::new();
         };
         {
             let mut cached = lock(&self.engine.cached);
@@ -954,15 +962,15 @@ impl<V: Clone> Lead<V> {
                 cached.flights.remove(&flight.identity);
             }
         }
-        for on_end in flight.land(value) {
-            on_end();
-        }
+        flight.land(value)
     }
 }
 
 impl<V: Clone> Drop for Lead<V> {
     fn drop(&mut self) {
-        self.land(None);
+        for on_end in self.land(None) {
+            on_end();
+        }
     }
 }
 

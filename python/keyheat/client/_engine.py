@@ -19,7 +19,7 @@ from keyheat.client.settings import ClientSettings
 from keyheat.errors import ConfigError
 
 # How long an interpreter that exits waits for the engine's thread.
-_STOP_S: Final = 1.0
+_STOP_S: Final = 3.0
 
 
 class Binding:
@@ -31,7 +31,8 @@ class Binding:
         self.coalesce_wait_s = settings.coalesce_wait_s
         # The engine's dialer reads this pool's settings for as long as it lives.
         self.pool = pool
-        self._owners: dict[int, Any] = {}
+        # What tells replies apart is told by its identity, which must not be used again.
+        self.callbacks: dict[int, Any] = {}
         weakref.finalize(self, engine.stop, 0.0)
 
     def follow(self, slots: dict[int, list[Any]]) -> None:
@@ -126,7 +127,8 @@ def guard_for(client: Any, binding: Binding) -> Guard:
     encoder = client.get_encoder()
     kwargs = getattr(client, "connection_pool", None)
     options = kwargs.connection_kwargs if kwargs is not None else client.__dict__.get("connection_kwargs", {})
-    callbacks = getattr(client, "response_callbacks", None)
+    own_callbacks = getattr(client, "response_callbacks", None)
+    cluster_callbacks = getattr(client, "cluster_response_callbacks", None)
     shape = (
         type(client)._keyheat_own,
         encoder.decode_responses,
@@ -135,27 +137,22 @@ def guard_for(client: Any, binding: Binding) -> Guard:
         options.get("protocol"),
         options.get("legacy_responses"),
         id(options.get("parser_class")),
-        _signature(callbacks),
+        _signature(binding, own_callbacks, cluster_callbacks),
     )
     is_utf8 = encoder.encoding.lower().replace("_", "-") in {"utf-8", "utf8"}
     own = type(client)._keyheat_own
     return Guard(binding.engine, hash(shape) & (2**64 - 1), encoder.encode, is_utf8, own)
 
 
-def _signature(callbacks: Any) -> int:
-    """A number that two clients share whose replies are decoded by the same functions.
+def _signature(binding: Binding, *tables: Any) -> int:
+    """A number that two clients share only if their replies are decoded by the same functions.
 
-    The standard callbacks are the same function objects in every client, but some are made anew for each;
-    those are told by their code.
+    The standard callbacks are the same objects in every client.
     """
-    if callbacks is None:
-        return 0
-    parts = []
-    for name, callback in dict(callbacks).items():
-        code = getattr(callback, "__code__", None)
-        bound = getattr(callback, "__self__", None)
-        parts.append((str(name), id(code) if code is not None and bound is None else id(callback)))
-    return hash(tuple(sorted(parts)))
+    callbacks = [callback for table in tables if table for callback in dict(table).items()]
+    signature = hash(tuple(sorted((str(name), id(callback)) for name, callback in callbacks)))
+    binding.callbacks.setdefault(signature, callbacks)
+    return signature
 
 
 def loads(text: str) -> Any:

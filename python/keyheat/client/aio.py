@@ -10,7 +10,6 @@ from typing import Any
 from keyheat._keyheat import MISS, Guard, Join, Lead, slot
 from keyheat.client import identity
 from keyheat.client.handle import Handle, reattach
-from keyheat.client.loaders import loader_of
 from keyheat.client.pipelines import queued
 
 
@@ -19,7 +18,6 @@ class AioClient:
 
     keyheat: Handle
     _keyheat_guard: Guard | None = None
-    _keyheat_is_hot = False
     _keyheat_loader: Any = None
     _keyheat_own: type[Any]
 
@@ -38,7 +36,7 @@ class AioClient:
         except BaseException:
             guard.failed(args)
             raise
-        self._keyheat_is_hot = guard.leave(args, reply)
+        guard.leave(args, reply)
         return reply
 
     async def _keyheat_read(
@@ -78,11 +76,11 @@ class AioClient:
 
         As the blocking client's; the loader may be a coroutine function.
         """
-        return await loader_of(self, self.keyheat.binding).get_or_load_async(key, loader, ttl=ttl)
+        return await self.keyheat.loader_of(self).get_or_load_async(key, loader, ttl=ttl)
 
     def cached(self, template: str, *, ttl: float | timedelta) -> Any:
         """A decorator that keeps a coroutine function's results; as the blocking client's."""
-        return loader_of(self, self.keyheat.binding).cached(template, ttl=ttl)
+        return self.keyheat.loader_of(self).cached(template, ttl=ttl)
 
     def set_response_callback(self, command: Any, callback: Any) -> None:
         """As the client's own. What is decoded in another way from now on is kept apart."""
@@ -238,15 +236,14 @@ def command(own: type[Any]) -> Callable[..., Any]:
         guard = self._keyheat_guard
         if guard is None:
             return await own.execute_command(self, *args, **options)
-        if self._keyheat_is_hot:
+        if guard.has_hot_keys:
             return await self._keyheat_hot(guard, args, options)
         try:
             reply = await own.execute_command(self, *args, **options)
         except BaseException:
             guard.failed(args)
             raise
-        if guard.leave(args, reply):
-            self._keyheat_is_hot = True
+        guard.leave(args, reply)
         return reply
 
     return execute_command

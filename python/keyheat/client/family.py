@@ -19,6 +19,7 @@ class Family:
         aio: The class of its asyncio client.
         sync_cluster: The class of its Cluster client.
         aio_cluster: The class of its asyncio Cluster client.
+        pipelines: The classes of its pipelines, which are clients to Python.
         refusals: Exceptions by which a server says no.
         retry: Its retry policy's class.
         no_backoff: The backoff of one that does not wait.
@@ -29,6 +30,7 @@ class Family:
     aio: type[Any]
     sync_cluster: type[Any]
     aio_cluster: type[Any]
+    pipelines: tuple[type[Any], ...]
     refusals: tuple[type[Exception], ...]
     retry: Any
     no_backoff: Any
@@ -76,6 +78,15 @@ def _family(name: str) -> Family:
             aio=getattr(aio, plain),
             sync_cluster=getattr(importlib.import_module(f"{name}.cluster"), cluster),
             aio_cluster=getattr(importlib.import_module(f"{name}.asyncio.cluster"), cluster),
+            pipelines=tuple(
+                getattr(importlib.import_module(f"{name}.{module}"), kind)
+                for module, kind in (
+                    ("client", "Pipeline"),
+                    ("asyncio.client", "Pipeline"),
+                    ("cluster", "ClusterPipeline"),
+                    ("asyncio.cluster", "ClusterPipeline"),
+                )
+            ),
             refusals=(exceptions.AuthenticationError, exceptions.ResponseError),
             retry=importlib.import_module(f"{name}.retry").Retry,
             no_backoff=importlib.import_module(f"{name}.backoff").NoBackoff,

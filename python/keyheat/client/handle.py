@@ -1,9 +1,12 @@
 """`client.keyheat`: what an operator asks a protected client, and its switches."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keyheat._keyheat import Guard
 from keyheat.client._engine import Binding, guard_for, loads
+
+if TYPE_CHECKING:
+    from keyheat.mitigate.loading import Loader
 
 
 class Handle:
@@ -28,6 +31,12 @@ class Handle:
     def binding(self) -> Binding:
         """The engine and what is beside it."""
         return self._binding
+
+    def loader_of(self, client: Any) -> "Loader":
+        """The loader behind the client's `get_or_load` and `cached`."""
+        from keyheat.client.loaders import loader_of  # noqa: PLC0415  `protect` has imported it
+
+        return loader_of(client, self._binding)
 
     def stats(self) -> dict[str, Any]:
         """What was counted since start, in this process.

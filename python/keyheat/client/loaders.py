@@ -5,8 +5,6 @@ import threading
 from typing import Any
 
 from keyheat.client._engine import Binding
-
-# At import, not at the first miss: that is when a crowd is waiting.
 from keyheat.mitigate.breaker import Breaker
 from keyheat.mitigate.lease import Lease, LeaseSettings
 from keyheat.mitigate.loading import Loader

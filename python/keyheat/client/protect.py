@@ -45,7 +45,7 @@ def protect(
         ConfigError: `client` is no such client, or a setting is out of range.
     """
     family = family_of(client)
-    if family is None or _is_pipeline(client):
+    if family is None or _is_pipeline(family, client):
         raise ConfigError(
             f"protect: {type(client).__name__} cannot be protected; accepted: a client of redis-py or "
             "valkey-py (Redis, redis.asyncio.Redis, RedisCluster, redis.asyncio.RedisCluster)"
@@ -56,21 +56,24 @@ def protect(
         return client
     chosen = _chosen(settings, rules, options)
     own: Any = client
+    is_cluster = isinstance(own, (family.sync_cluster, family.aio_cluster))
+    if is_cluster and chosen.every_key:
+        raise ConfigError(
+            "every_key: not for a Cluster, where heartbeats ask for every cached slot; accepted there: False"
+        )
+    pool = ClusterPool(family, own) if is_cluster else own.connection_pool
+    # Now, and not at the first miss: that is when a crowd is waiting.
+    importlib.import_module("keyheat.client.loaders")
+    # From here on nothing is refused: a client is protected, or as it was.
+    binding = bind(family, own, pool, chosen, is_cluster=is_cluster)
     if hasattr(type(own), "_keyheat_own"):
         pass  # made by a protected class, as `client()` and `from_pool` do
-    elif isinstance(own, family.sync) and own.connection is None:
+    elif type(own) is family.sync and own.connection is None:
         own = _moved(family, own)
     else:
         own.__class__ = client_class(family, type(own))
         # In the old dict its values lie as the old class laid them out, and are found more slowly.
         own.__dict__ = dict(own.__dict__)
-    is_cluster = isinstance(own, (family.sync_cluster, family.aio_cluster))
-    pool = ClusterPool(family, own) if is_cluster else own.connection_pool
-    if is_cluster and chosen.every_key:
-        raise ConfigError(
-            "every_key: not for a Cluster, where heartbeats ask for every cached slot; accepted there: False"
-        )
-    binding = bind(family, own, pool, chosen, is_cluster=is_cluster)
     for each in (own, getattr(own, "_keyheat_twin", own)):
         each.keyheat = Handle.attach(own, binding)
         each._keyheat_guard = each.keyheat.guard
@@ -103,6 +106,8 @@ def _moved(family: Family, client: Any) -> Any:
 def _chosen(
     settings: ClientSettings | None, rules: Sequence[Any] | None, options: dict[str, Any]
 ) -> ClientSettings:
+    if settings is not None and not isinstance(settings, ClientSettings):
+        raise ConfigError("settings: accepted: a ClientSettings, or None")
     known = {field.name for field in fields(ClientSettings)}
     if unknown := sorted(set(options) - known):
         raise ConfigError(f"protect: no setting {unknown[0]!r}; accepted: {', '.join(sorted(known))}")
@@ -111,8 +116,8 @@ def _chosen(
     return replace(settings or ClientSettings(), **options)
 
 
-def _is_pipeline(client: object) -> bool:
-    return "Pipeline" in type(client).__name__
+def _is_pipeline(family: Family, client: object) -> bool:
+    return isinstance(client, family.pipelines)
 
 
 def _reads_replicas(pool: Any) -> bool:

@@ -1,6 +1,7 @@
 """What `protect` may be told, checked at once."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from keyheat.mitigate.loading import LoadingSettings
 
 MIB = 1 << 20
+_INTEGER_MAX = 1 << 48
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +69,19 @@ class ClientSettings:
         Raises:
             ConfigError: A setting is out of range; the message names it and what is accepted.
         """
-        bound_ms = self.max_staleness_ms
-        if bound_ms != 0 and not 5 <= bound_ms <= 600_000:
+        bound_s = 0.1 if self.max_staleness is None else seconds("max_staleness", self.max_staleness)
+        if bound_s != 0 and not 0.005 <= bound_s <= 600:
             raise ConfigError("max_staleness: accepted: 0 (no local cache), or 5 ms to 10 min")
         self._check("window", self.window, 0.1, 600)
         self._check("connect_timeout", self.connect_timeout, 0.001, 600)
         self._check("coalesce_wait", self.coalesce_wait, 0, 60)
         for name in ("cache_bytes", "cache_value_max_bytes", "cache_entries_max", "hot_keys_max"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name}: accepted: an integer above 0")
+            if type(value) is not int or not 1 <= value <= _INTEGER_MAX:
+                raise ConfigError(f"{name}: accepted: an integer above 0, at most 2**48")
+        for name in ("local_cache", "coalesce", "shadow", "every_key", "nx_is_lock"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigError(f"{name}: accepted: True or False")
 
     def _check(self, name: str, span: timedelta | float, least_s: float, most_s: float) -> None:
         if not least_s <= seconds(name, span) <= most_s:
@@ -130,6 +135,6 @@ def seconds(name: str, span: timedelta | float) -> float:
     """
     if isinstance(span, timedelta):
         return span.total_seconds()
-    if type(span) in {int, float}:
+    if type(span) in {int, float} and math.isfinite(span):
         return float(span)
     raise ConfigError(f"{name}: accepted: seconds as a number, or a timedelta")

@@ -5,6 +5,7 @@ does not mention is the client's own.
 """
 
 import contextlib
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 from keyheat._keyheat import MISS, Guard, Join, Lead, slot
 from keyheat.client import identity
 from keyheat.client.handle import Handle, reattach
-from keyheat.client.loaders import loader_of
 from keyheat.client.pipelines import queued
 
 
@@ -21,7 +21,6 @@ class SyncClient:
 
     keyheat: Handle
     _keyheat_guard: Guard | None = None
-    _keyheat_is_hot = False
     _keyheat_loader: Any = None
     _keyheat_own: type[Any]
     _keyheat_pipeline: type[Any]
@@ -41,12 +40,12 @@ class SyncClient:
         except BaseException:
             guard.failed(args)
             raise
-        self._keyheat_is_hot = guard.leave(args, reply)
+        guard.leave(args, reply)
         return reply
 
     def _keyheat_read(self, guard: Guard, found: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if type(found) is Join:
-            reply = found.wait(self.keyheat.binding.coalesce_wait_s)
+            reply = _joined(found, self.keyheat.binding.coalesce_wait_s)
             if reply is not MISS:
                 guard.count(args, reply)
                 return reply
@@ -88,7 +87,7 @@ class SyncClient:
             TurnedBackError: Too many loads are under way, or another's took too long or failed.
             Exception: What the loader raised.
         """
-        return loader_of(self, self.keyheat.binding).get_or_load(key, loader, ttl=ttl)
+        return self.keyheat.loader_of(self).get_or_load(key, loader, ttl=ttl)
 
     def cached(self, template: str, *, ttl: float | timedelta) -> Any:
         """A decorator that keeps a function's results under `template`, such as `"item:{id}"`.
@@ -97,7 +96,7 @@ class SyncClient:
             template: The key, filled from the function's arguments by name.
             ttl: Seconds, or a timedelta, for which a result is fresh.
         """
-        return loader_of(self, self.keyheat.binding).cached(template, ttl=ttl)
+        return self.keyheat.loader_of(self).cached(template, ttl=ttl)
 
     def __del__(self) -> None:
         """As the client's own, unless the pool has an owner of its own."""
@@ -133,6 +132,17 @@ class SyncClient:
         from keyheat.client.classes import pipeline_class  # noqa: PLC0415  knows this module
 
         return pipeline_class(own)
+
+
+def _joined(join: Join, timeout_s: float) -> Any:
+    """The value of somebody else's read, or `MISS` where there is none in time.
+
+    Waited for in Python: a thread that waits in native code cannot be ended when the interpreter is.
+    """
+    ended = threading.Event()
+    join.on_end(ended.set)
+    ended.wait(timeout_s)
+    return join.value()
 
 
 class SyncFill:
@@ -236,7 +246,9 @@ class SyncCluster(SyncClient):
     def _keyheat_send(self, lead: Lead | None, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if lead is not None and (node := self._keyheat_home(lead, options)) is not None:
             try:
-                return connection_to(self, node).execute_command(*args, **options)
+                reply = connection_to(self, node).execute_command(*args, **options)
+                callbacks = getattr(self, "cluster_response_callbacks", None) or {}
+                return callbacks[args[0]](reply, **options) if args[0] in callbacks else reply
             except Exception:  # noqa: BLE001  the client's own way knows about redirects and retries
                 lead.disown()
         return self._keyheat_own.execute_command(self, *args, **options)
@@ -268,15 +280,14 @@ def command(own: type[Any]) -> Callable[..., Any]:
         guard = self._keyheat_guard
         if guard is None:
             return own.execute_command(self, *args, **options)
-        if self._keyheat_is_hot:
+        if guard.has_hot_keys:
             return self._keyheat_hot(guard, args, options)
         try:
             reply = own.execute_command(self, *args, **options)
         except BaseException:
             guard.failed(args)
             raise
-        if guard.leave(args, reply):
-            self._keyheat_is_hot = True
+        guard.leave(args, reply)
         return reply
 
     return execute_command

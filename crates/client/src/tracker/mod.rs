@@ -253,8 +253,11 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
         state.connecting = Some(attempt);
         let (shared, connector) = (Arc::clone(&self.shared), Arc::clone(&self.connector));
         let timeout = Duration::from_millis(shared.settings.connect_timeout_ms);
+        shared.dialling.fetch_add(1, Relaxed);
         let dial = move |node: Node| {
             let result = Box::new(Opened(connect::open(&*connector, &node, timeout)));
+            drop(connector); // the language's own, while it is still there
+            shared.dialling.fetch_sub(1, Relaxed);
             shared.tell(Message::Opened {
                 node: number,
                 attempt,
@@ -265,6 +268,7 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
             .name("keyheat-connect".into())
             .spawn(move || dial(node));
         if let Err(e) = started {
+            self.shared.dialling.fetch_sub(1, Relaxed);
             let why = Refusal::Unreachable(e.to_string());
             self.on_opened(number, attempt, Err(why), now);
         }

@@ -186,7 +186,12 @@ fn bytes_of<'a, 'py: 'a>(
         }
     }
     let encoded = encoding.encode.bind(item.py()).call1((item,)).ok()?;
-    let bytes = encoded.cast::<PyBytes>().ok()?;
+    if let Ok(bytes) = encoded.cast::<PyBytes>() {
+        return Some(Cow::Owned(bytes.as_bytes().to_vec()));
+    }
+    // A buffer, which encoders pass on as it is.
+    let copied = item.py().get_type::<PyBytes>().call1((encoded,)).ok()?;
+    let bytes = copied.cast::<PyBytes>().ok()?;
     Some(Cow::Owned(bytes.as_bytes().to_vec()))
 }
 

@@ -278,6 +278,9 @@ impl Guard {
                     let bytes = bytes / keys.max(1);
                     shared.count(key, shared.hash(key), counted(access), bytes, now);
                 });
+                if parsed.name() == "exec" {
+                    shared.wrote_all(); // what was queued is not known here
+                }
                 if keys == 0 || parsed.name() == "watch" {
                     self.note_session(parsed.name(), is_own);
                 }

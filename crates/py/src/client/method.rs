@@ -7,23 +7,42 @@
 //! # Safety
 //!
 //! The method is called by the interpreter, which is therefore held; the arguments are the caller's and
-//! live until the call returns. Nothing unwinds into C: what could panic is caught.
+//! live until the call returns. No panic unwinds into C; the end of a thread may unwind through here.
 
 use std::ffi::{c_char, CStr};
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::ptr;
 
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyTypeError};
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple, PyType};
-use smallvec::SmallVec;
 
 use super::args::Args;
 use super::guard::Guard;
 use super::kept::{bury, wire_bytes};
 
-extern "C" {
+type Unwinding = unsafe extern "C-unwind" fn(
+    *mut ffi::PyObject,
+    *const *mut ffi::PyObject,
+    ffi::Py_ssize_t,
+    *mut ffi::PyObject,
+) -> *mut ffi::PyObject;
+type Plain = unsafe extern "C" fn(
+    *mut ffi::PyObject,
+    *const *mut ffi::PyObject,
+    ffi::Py_ssize_t,
+    *mut ffi::PyObject,
+) -> *mut ffi::PyObject;
+
+extern "C-unwind" {
+    fn PyObject_Call(
+        callable: *mut ffi::PyObject,
+        args: *mut ffi::PyObject,
+        kwargs: *mut ffi::PyObject,
+    ) -> *mut ffi::PyObject;
+
     /// Part of every CPython since 3.9 and of its stable interface since 3.12.
     fn PyObject_Vectorcall(
         callable: *mut ffi::PyObject,
@@ -46,7 +65,10 @@ pub fn install_execute_command(class: &Bound<'_, PyType>) -> PyResult<()> {
     let definition = Box::leak(Box::new(ffi::PyMethodDef {
         ml_name: c"execute_command".as_ptr(),
         ml_meth: ffi::PyMethodDefPointer {
-            PyCFunctionFastWithKeywords: execute_command,
+            // SAFETY: the two differ only in what may unwind through them.
+            PyCFunctionFastWithKeywords: unsafe {
+                std::mem::transmute::<Unwinding, Plain>(execute_command)
+            },
         },
         ml_flags: ffi::METH_FASTCALL | ffi::METH_KEYWORDS,
         ml_doc: DOC.as_ptr().cast::<c_char>(),
@@ -59,28 +81,135 @@ pub fn install_execute_command(class: &Bound<'_, PyType>) -> PyResult<()> {
     class.setattr("execute_command", method)
 }
 
-unsafe extern "C" fn execute_command(
+/// The method itself.
+///
+/// While the client's own method runs, this frame must hold nothing that has to be dropped: where the
+/// interpreter shuts down, a thread that waits for it in there is ended by unwinding its stack, which may
+/// pass plain frames only, and foreign ones only where they are declared to be passed.
+unsafe extern "C-unwind" fn execute_command(
     this: *mut ffi::PyObject,
     args: *const *mut ffi::PyObject,
     nargs: ffi::Py_ssize_t,
     kwnames: *mut ffi::PyObject,
 ) -> *mut ffi::PyObject {
-    // SAFETY: the interpreter calls, so it is held.
-    let py = unsafe { Python::assume_attached() };
     let call = Call {
         this,
         args,
         nargs: usize::try_from(nargs).unwrap_or(0),
         kwnames,
     };
-    // SAFETY: `this` is the caller's reference.
-    let this = unsafe { Borrowed::from_ptr(py, this) };
-    match call.run(py, this) {
-        Ok(reply) => reply.into_ptr(),
+    // SAFETY: the interpreter calls, so it is held, and what it passes lives until we return. `before` and
+    // `after` catch what could panic. The references in `ahead` are given back by `after`.
+    unsafe {
+        let mut found = ptr::null_mut();
+        let mut ahead = Ahead {
+            method: ptr::null_mut(),
+            guard: ptr::null_mut(),
+            read: ptr::null_mut(),
+            values: [ptr::null_mut(); INLINE_VALUES],
+            all: ptr::null_mut(),
+        };
+        if !before(&call, &mut found, &mut ahead) {
+            return found;
+        }
+        if !ahead.read.is_null() {
+            let reply = PyObject_Call(ahead.method, ahead.read, ptr::null_mut());
+            ffi::Py_DECREF(ahead.method);
+            ffi::Py_DECREF(ahead.read);
+            return reply;
+        }
+        let reply = PyObject_Vectorcall(ahead.method, ahead.all, call.nargs + 1, kwnames);
+        after(&call, &ahead, reply)
+    }
+}
+
+/// Arguments and values that are passed on without allocating.
+const INLINE_VALUES: usize = 24;
+
+/// What is needed to pass a call on, as plain pointers.
+struct Ahead {
+    /// The client's own method: a reference of ours.
+    method: *mut ffi::PyObject,
+    /// The guard: a reference of ours; null where there is none.
+    guard: *mut ffi::PyObject,
+    /// The arguments for what reads on behalf of others, which then is `method`: a reference of ours; null
+    /// for any other command.
+    read: *mut ffi::PyObject,
+    values: [*mut ffi::PyObject; INLINE_VALUES],
+    /// `this`, the arguments and the values of the keywords: in `values`, or in memory of ours.
+    all: *mut *mut ffi::PyObject,
+}
+
+/// Decides; false where the call has been answered, by `found`, or has failed, with an error set.
+#[inline]
+unsafe fn before(call: &Call, found: &mut *mut ffi::PyObject, ahead: &mut Ahead) -> bool {
+    // SAFETY: see `execute_command`.
+    let py = unsafe { Python::assume_attached() };
+    // SAFETY: as above.
+    let this = unsafe { Borrowed::from_ptr(py, call.this) };
+    let decided = || call.decide(py, this);
+    let decided = catch_unwind(AssertUnwindSafe(decided));
+    let next = decided.unwrap_or_else(|_| Err(PyRuntimeError::new_err("a bug in keyheat")));
+    match next {
+        Ok(Next::Answer(answer)) => {
+            *found = answer.into_ptr();
+            false
+        }
+        Ok(Next::Send { method, guard }) => {
+            ahead.method = method.into_ptr();
+            ahead.guard = guard.map_or(ptr::null_mut(), Bound::into_ptr);
+            // SAFETY: as many references as are copied follow `args`.
+            if unsafe { call.lay_out(ahead) } {
+                return true;
+            }
+            // SAFETY: both are ours.
+            unsafe {
+                ffi::Py_DECREF(ahead.method);
+                ffi::Py_XDECREF(ahead.guard);
+            }
+            PyMemoryError::new_err("no memory for the arguments").restore(py);
+            *found = ptr::null_mut();
+            false
+        }
+        Ok(Next::Read { method, args }) => {
+            ahead.method = method.into_ptr();
+            ahead.read = args.into_ptr();
+            true
+        }
         Err(error) => {
             error.restore(py);
-            ptr::null_mut()
+            *found = ptr::null_mut();
+            false
         }
+    }
+}
+
+/// Counts, and gives the references back.
+#[inline]
+unsafe fn after(call: &Call, ahead: &Ahead, reply: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    // SAFETY: see `execute_command`; the references are ours to give back.
+    unsafe {
+        let py = Python::assume_attached();
+        ffi::Py_DECREF(ahead.method);
+        if ahead.all.cast_const() != ahead.values.as_ptr() {
+            libc::free(ahead.all.cast());
+        }
+        if ahead.guard.is_null() {
+            return reply;
+        }
+        // An error that is set must not be seen by what is run here.
+        let error = if reply.is_null() {
+            PyErr::take(py)
+        } else {
+            None
+        };
+        let guard = Bound::from_owned_ptr(py, ahead.guard);
+        call.note(py, &guard, reply);
+        drop(guard);
+        if let Some(error) = error {
+            error.restore(py);
+        }
+        reply
     }
 }
 
@@ -93,18 +222,36 @@ struct Call {
     kwnames: *mut ffi::PyObject,
 }
 
+/// What is to be done about a call.
+enum Next<'py> {
+    Answer(Py<PyAny>),
+    Send {
+        method: Bound<'py, PyAny>,
+        guard: Option<Bound<'py, PyAny>>,
+    },
+    Read {
+        method: Bound<'py, PyAny>,
+        args: Bound<'py, PyTuple>,
+    },
+}
+
 impl Call {
     #[inline]
-    fn run(&self, py: Python<'_>, this: Borrowed<'_, '_, PyAny>) -> PyResult<Py<PyAny>> {
+    fn decide<'py>(&self, py: Python<'py>, this: Borrowed<'_, 'py, PyAny>) -> PyResult<Next<'py>> {
+        let name = intern!(py, "execute_command");
         let guard = this.getattr(intern!(py, "_keyheat_guard"))?;
         if guard.is_none() {
             let own = this.getattr(intern!(py, "_keyheat_own"))?;
-            return self.pass_on(py, &own);
+            let method = own.getattr(name)?;
+            return Ok(Next::Send {
+                method,
+                guard: None,
+            });
         }
-        let guard = guard
+        let it = guard
             .cast::<Guard>()
-            .map_err(|_| PyTypeError::new_err("_keyheat_guard is not a Guard"))?;
-        let it = guard.get();
+            .map_err(|_| PyTypeError::new_err("_keyheat_guard is not a Guard"))?
+            .get();
         if it.has_hot_keys() {
             let decided = || {
                 let parsed = Args::parse(self.args(py), &it.encoding)?;
@@ -112,42 +259,68 @@ impl Call {
             };
             if let Some(found) = it.guarded(decided).flatten() {
                 if !is_ticket(found.bind(py)) {
-                    return Ok(found);
+                    return Ok(Next::Answer(found));
                 }
+                // What reads for others is written in Python, and is called in this one's place.
+                let method = this.getattr(intern!(py, "_keyheat_read"))?;
                 let args = PyTuple::new(py, self.args(py))?;
-                let options = self.options_dict(py);
-                let read = intern!(py, "_keyheat_read");
-                let reply = this.call_method1(read, (guard, found, args, options))?;
-                return Ok(reply.unbind());
+                let options = self.options_dict(py).into_bound(py);
+                let all = [
+                    guard,
+                    found.into_bound(py),
+                    args.into_any(),
+                    options.into_any(),
+                ];
+                let args = PyTuple::new(py, all)?;
+                return Ok(Next::Read { method, args });
             }
         }
-        let reply = self.pass_on(py, it.own.bind(py));
-        bury(py);
-        it.guarded(|| {
-            let bytes = reply
-                .as_ref()
-                .map_or(0, |reply| wire_bytes(reply.bind(py), 0));
-            if let Some(parsed) = Args::parse(self.args(py), &it.encoding) {
-                it.note_parsed(&parsed, bytes, reply.is_ok());
-            }
-        });
-        reply
+        // Looked up anew: instrumentation may replace the client's own method at any moment.
+        let method = it.own.bind(py).getattr(name)?;
+        Ok(Next::Send {
+            method,
+            guard: Some(guard),
+        })
     }
 
-    /// Calls the client's own method, looked up anew: instrumentation may replace it at any moment.
+    /// Copies `this`, the arguments and the values of the keywords to where they can be passed on from.
     #[inline]
-    fn pass_on(&self, py: Python<'_>, own: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
-        let method = own.getattr(intern!(py, "execute_command"))?;
-        let mut all: SmallVec<[*mut ffi::PyObject; 16]> = SmallVec::new();
-        all.push(self.this);
+    ///
+    /// Returns false where there is no memory for that.
+    unsafe fn lay_out(&self, ahead: &mut Ahead) -> bool {
         let values = self.nargs + self.keywords();
-        // SAFETY: that many references follow `args`, and the caller keeps them for as long as we run.
-        unsafe {
-            all.extend((0..values).map(|i| *self.args.add(i)));
-            let reply =
-                PyObject_Vectorcall(method.as_ptr(), all.as_ptr(), self.nargs + 1, self.kwnames);
-            Bound::from_owned_ptr_or_err(py, reply).map(Bound::unbind)
+        ahead.all = if values < INLINE_VALUES {
+            ahead.values.as_mut_ptr()
+        } else {
+            // SAFETY: plain memory, given back by `after`.
+            unsafe { libc::malloc((values + 1) * size_of::<*mut ffi::PyObject>()).cast() }
+        };
+        if ahead.all.is_null() {
+            return false;
         }
+        // SAFETY: there is room for `values` and one, and that many follow `args`.
+        unsafe {
+            *ahead.all = self.this;
+            ptr::copy_nonoverlapping(self.args, ahead.all.add(1), values);
+        }
+        true
+    }
+
+    #[inline]
+    fn note(&self, py: Python<'_>, guard: &Bound<'_, PyAny>, reply: *mut ffi::PyObject) {
+        let Ok(guard) = guard.cast::<Guard>() else {
+            return;
+        };
+        let it = guard.get();
+        bury(py);
+        it.guarded(|| {
+            // SAFETY: a reference that `execute_command` returns later, or null.
+            let reply = unsafe { Bound::from_borrowed_ptr_or_opt(py, reply) };
+            let bytes = reply.as_ref().map_or(0, |reply| wire_bytes(reply, 0));
+            if let Some(parsed) = Args::parse(self.args(py), &it.encoding) {
+                it.note_parsed(&parsed, bytes, reply.is_some());
+            }
+        });
     }
 
     fn keywords(&self) -> usize {
@@ -158,10 +331,10 @@ impl Call {
         usize::try_from(unsafe { ffi::PyTuple_Size(self.kwnames) }).unwrap_or(0)
     }
 
-    fn args<'a>(
+    fn args<'a, 'py: 'a>(
         &'a self,
-        py: Python<'a>,
-    ) -> impl ExactSizeIterator<Item = Borrowed<'a, 'a, PyAny>> {
+        py: Python<'py>,
+    ) -> impl ExactSizeIterator<Item = Borrowed<'a, 'py, PyAny>> {
         // SAFETY: `nargs` references, the caller's for as long as we run.
         (0..self.nargs).map(move |i| unsafe { Borrowed::from_ptr(py, *self.args.add(i)) })
     }

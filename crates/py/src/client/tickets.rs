@@ -1,12 +1,10 @@
 //! A read on behalf of others, and the waiting for one.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use keyheat_client::engine::now;
 use keyheat_client::{Flight, Query};
 use keyheat_resp::command::Cacheable;
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -101,7 +99,9 @@ impl Lead {
             cacheable: Cacheable::Yes,
             fields: &[],
         };
-        lead.end(&query, kept, now());
+        for on_end in lead.end(&query, kept, now()) {
+            on_end();
+        }
     }
 
     /// There was no reply: whoever joined looks after himself.
@@ -131,14 +131,6 @@ impl Join {
 
 #[pymethods]
 impl Join {
-    /// Waits for the value, at most so long; `MISS` where there is none by then.
-    fn wait(&self, py: Python<'_>, timeout_s: f64) -> PyResult<Py<PyAny>> {
-        let timeout = Duration::try_from_secs_f64(timeout_s)
-            .map_err(|_| PyValueError::new_err("timeout_s: a number of seconds, 0 or more"))?;
-        let value = py.detach(|| self.flight.wait(timeout));
-        Self::give(py, value)
-    }
-
     /// The value, or `MISS` where there is none, or none yet.
     fn value(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         Self::give(py, self.flight.landed().flatten())

@@ -57,6 +57,10 @@ class _Deaf:
                 return kept
         return b""
 
+    def close(self) -> None:
+        """Close it."""
+        self._socket.close()
+
     def shutdown(self, how: int) -> None:
         """End it."""
         self._socket.shutdown(how)

@@ -26,7 +26,13 @@ KEY = "hot"
 
 # A Cluster client of redis-py closes sockets that other threads read from when its map changes: those get
 # what the socket says, with or without keyheat.
-CLIENT_ERRORS = (redis.RedisError, OSError, ValueError, AttributeError)
+CLIENT_ERRORS = (
+    redis.RedisError,
+    redis.exceptions.RedisClusterException,
+    OSError,
+    ValueError,
+    AttributeError,
+)
 
 _WRITER = r"""
 import json, select, sys, time
@@ -144,10 +150,12 @@ class Watch:
         clear: str = "",
         clear_every: int = 0,
         readers: int = 3,
+        key: str = KEY,
     ) -> None:
         self.client = client
         self._side = side
-        self._command = [kind, str(server_port), KEY, str(writes_per_s), clear or "-", str(clear_every)]
+        self.key = key
+        self._command = [kind, str(server_port), key, str(writes_per_s), clear or "-", str(clear_every)]
         self._clear_every = clear_every
         self._readers = readers
         self._over = threading.Event()
@@ -247,7 +255,7 @@ class Watch:
         while not self._over.is_set():
             started = now_ns()
             try:
-                seen.note(started, client.get(KEY))
+                seen.note(started, client.get(self.key))
             except CLIENT_ERRORS:
                 seen.errors += 1
                 time.sleep(0.002)
@@ -259,7 +267,7 @@ class Watch:
         while not self._over.is_set():
             started = now_ns()
             try:
-                seen.note(started, await client.get(KEY))
+                seen.note(started, await client.get(self.key))
             except CLIENT_ERRORS:
                 seen.errors += 1
             await asyncio.sleep(0 if seen.reads % 256 else 0.0005)

@@ -93,3 +93,5 @@ class Relay:
                 each.shutdown(socket.SHUT_RDWR)
             except OSError:
                 continue
+        # Each direction ends its own source; the other side's is ended by the other direction.
+        source.close()

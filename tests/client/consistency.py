@@ -144,7 +144,10 @@ class Stage:
                 wrong.append(f"{self.name}: a read was {verdict.stale_max_ms:.1f} ms old: {verdict}")
             if verdict.local_hits < 100:
                 wrong.append(f"{self.name}: next to nothing was answered from memory: {verdict}")
-        lost = self.own.acknowledged - self.last_own()
+        try:
+            lost = self.own.acknowledged - self.last_own()
+        except redis.RedisError as error:
+            return [*wrong, f"{self.name}: the server cannot be asked in the end: {error!r}"]
         if lost > 0:
             wrong.append(f"{self.name}: {lost} acknowledged writes of ours are lost")
         return wrong
@@ -346,12 +349,13 @@ def check(
         until = time.monotonic() + seconds
         time.sleep(min(5.0, seconds / 4))
         before = footprint()
-        threads = [threading.Thread(target=_fail, args=(stage, until, wrong)) for stage in running]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(seconds + 3 * HANG_S)
-            if thread.is_alive():
+        over = threading.Event()
+        stack.callback(over.set)
+        ended = [threading.Event() for _ in running]
+        for stage, each in zip(running, ended, strict=True):
+            threading.Thread(target=_fail_until, args=(stage, until, wrong, each, over), daemon=True).start()
+        for each in ended:
+            if not each.wait(seconds + 3 * HANG_S):
                 wrong.append("a fault hangs")
         for stage in running:
             stage.heal()
@@ -374,6 +378,17 @@ def check(
         wrong.append(f"memory grew from {before['resident_kib']} to {after['resident_kib']} KiB")
     told["wrong"] = wrong
     return told
+
+
+def _fail_until(
+    stage: Stage, until: float, wrong: list[str], ended: threading.Event, over: threading.Event
+) -> None:
+    """Make faults until then; the thread lives on until `over`, for servers end with the one who started them."""
+    try:
+        _fail(stage, until, wrong)
+    finally:
+        ended.set()
+    over.wait()
 
 
 def _fail(stage: Stage, until: float, wrong: list[str]) -> None:

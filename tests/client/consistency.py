@@ -354,9 +354,7 @@ def check(
         ended = [threading.Event() for _ in running]
         for stage, each in zip(running, ended, strict=True):
             threading.Thread(target=_fail_until, args=(stage, until, wrong, each, over), daemon=True).start()
-        for each in ended:
-            if not each.wait(seconds + 3 * HANG_S):
-                wrong.append("a fault hangs")
+        wrong += ["a fault hangs" for each in ended if not each.wait(seconds + 3 * HANG_S)]
         for stage in running:
             stage.heal()
         time.sleep(3.0)
@@ -383,7 +381,7 @@ def check(
 def _fail_until(
     stage: Stage, until: float, wrong: list[str], ended: threading.Event, over: threading.Event
 ) -> None:
-    """Make faults until then; the thread lives on until `over`, for servers end with the one who started them."""
+    """Make faults until then. The thread lives on until `over`: a server ends with the one who started it."""
     try:
         _fail(stage, until, wrong)
     finally:

@@ -2,6 +2,7 @@
 
     python -m tests.compat.redis_py_suite --mode sync                  # the baseline
     python -m tests.compat.redis_py_suite --mode sync --wrap           # with keyheat.protect, and compare
+    python -m tests.compat.redis_py_suite --mode sync --wrap repeat    # the same, reads asked three times
     python -m tests.compat.redis_py_suite --mode sync --wrap subclass  # the control: an empty subclass
     python -m tests.compat.redis_py_suite --mode sync --wrap -k lock   # some of the tests
     python -m tests.compat.redis_py_suite --mode sync --part 1/3       # a third of them
@@ -58,7 +59,7 @@ MODES: Final = {
     "cluster": Mode(_SYNC, _CLUSTER, is_cluster=True),
     "asyncio-cluster": Mode(_ASYNCIO, _CLUSTER, is_cluster=True),
 }
-WRAPPERS: Final = ("protect", "subclass")
+WRAPPERS: Final = ("protect", "repeat", "subclass")
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def faults(run: Run, before: Run | None) -> list[str]:
     ]
     if not run.wrapped.get("clients"):
         found.append("no client was wrapped")
-    if run.wrap == "protect" and not run.selection and not run.wrapped.get("local_hits"):
+    if run.wrap == "repeat" and not run.selection and not run.wrapped.get("local_hits"):
         found.append("nothing was answered from memory: the run proves little")
     return found
 

@@ -8,14 +8,17 @@ RedisCluster keeps for its nodes, of which an application wraps the RedisCluster
 What wrapping is, is in `wrapper()` alone:
 
 - `protect` is `keyheat.protect` with rules that make every key hot at its first read.
+- `repeat` is that, with every plain read asked three times, so that they really are answered from memory.
 - `subclass` swaps the class for an empty subclass that counts commands. It is the control: a test that
   fails under it objects to the swap itself, whatever keyheat does.
 """
 
+import asyncio
 import functools
 import json
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -93,6 +96,64 @@ class Protect:
         return dict(counts)
 
 
+class Repeat(Protect):
+    """As `Protect`, and every plain read is asked three times: the third is usually answered from memory.
+
+    Their tests read a value once or twice after a write, which is never enough to be kept. Each answer has
+    to be the same, in value and in type; the test gets the last.
+    """
+
+    READS = frozenset({
+        b"GET", b"STRLEN", b"GETRANGE", b"GETBIT", b"BITCOUNT", b"HGET", b"HGETALL", b"HKEYS", b"HVALS",
+        b"HLEN", b"HEXISTS", b"HMGET", b"LRANGE", b"LINDEX", b"LLEN", b"SMEMBERS", b"SCARD", b"SISMEMBER",
+        b"ZRANGE", b"ZSCORE", b"ZCARD", b"ZCOUNT", b"ZRANK", b"XRANGE", b"XLEN", b"TYPE", b"EXISTS",
+    })  # fmt: skip
+    PAUSE_S = 0.003
+
+    def wrap(self, client: Any) -> None:
+        super().wrap(client)
+        if isinstance(client, _PIPELINES) or "execute_command" in client.__dict__:
+            return
+        is_async = isinstance(client, (redis.asyncio.Redis, redis.asyncio.cluster.RedisCluster))
+        client.execute_command = self._async(client) if is_async else self._sync(client)
+
+    def _is_read(self, args: tuple[Any, ...]) -> bool:
+        name = args[0] if args else b""
+        return (name.encode() if isinstance(name, str) else bytes(name)).upper() in self.READS
+
+    @staticmethod
+    def _same(first: Any, again: Any) -> Any:
+        assert type(first) is type(again), (first, again)
+        assert first == again or repr(first) == repr(again), (first, again)  # NaN is not itself
+        return again
+
+    def _sync(self, client: Any) -> Any:
+        ask = type(client).execute_command
+
+        def execute_command(*args: Any, **options: Any) -> Any:
+            reply = ask(client, *args, **options)
+            if self._is_read(args):
+                for _ in range(2):
+                    time.sleep(self.PAUSE_S)
+                    reply = self._same(reply, ask(client, *args, **options))
+            return reply
+
+        return execute_command
+
+    def _async(self, client: Any) -> Any:
+        ask = type(client).execute_command
+
+        async def execute_command(*args: Any, **options: Any) -> Any:
+            reply = await ask(client, *args, **options)
+            if self._is_read(args):
+                for _ in range(2):
+                    await asyncio.sleep(self.PAUSE_S)
+                    reply = self._same(reply, await ask(client, *args, **options))
+            return reply
+
+        return execute_command
+
+
 class Subclass:
     """The control: another class, the same behaviour."""
 
@@ -121,7 +182,8 @@ class Subclass:
 
 def wrapper(name: str) -> Wrapper:
     """The wrapper of that name."""
-    return Protect() if name == "protect" else Subclass()
+    kinds: dict[str, Callable[[], Wrapper]] = {"protect": Protect, "repeat": Repeat, "subclass": Subclass}
+    return kinds[name]()
 
 
 class Plugin:

@@ -27,11 +27,13 @@ def native() -> Any:
 def stubbed() -> dict[str, list[str]]:
     """Names of the stub, and for classes their members."""
     tree = ast.parse(Path(keyheat.__file__).with_name("_keyheat.pyi").read_text())
-    return {
+    named = {
         node.name: [each.name for each in node.body if isinstance(each, ast.FunctionDef)]
         for node in tree.body
         if isinstance(node, (ast.ClassDef, ast.FunctionDef))
     }
+    values = {ast.unparse(node.target): [] for node in tree.body if isinstance(node, ast.AnnAssign)}
+    return named | values
 
 
 def test_the_stub_names_all_there_is(native: Any) -> None:

@@ -52,12 +52,12 @@ class Engine:
     """What runs behind the protected clients of one deployment: counts, hot set, cache, one thread."""
 
     def __init__(
-        self, settings_json: str, dial: Callable[[str, int, float], tuple[str, int, str]], is_cluster: bool
+        self, settings_json: str, dial: Callable[[str, int, float], tuple[str, int, Any]], is_cluster: bool
     ) -> None:
         """Start; a ValueError names the setting that is wrong.
 
         `dial(host, port, timeout_s)` opens a connection on a thread of the engine's: `("fd", fd, "")`,
-        `("refused", -1, why)` or `("unreachable", -1, why)`.
+        `("tls", fd, handover)`, `("refused", -1, why)` or `("unreachable", -1, why)`.
         """
 
     def set_switch(self, name: str, on: bool) -> None:
@@ -161,9 +161,6 @@ class Lead:
 @final
 class Join:
     """Somebody else's read under way."""
-
-    def wait(self, timeout_s: float) -> Any:
-        """Wait for the value; `MISS` where there is none in time."""
 
     def value(self) -> Any:
         """The value, or `MISS` where there is none, or none yet."""

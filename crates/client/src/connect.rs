@@ -1,5 +1,6 @@
 //! Opening a tracking connection: the language's own client opens and authenticates it, since only it
-//! knows how (TLS, Unix socket, credential provider, Sentinel); from then on it belongs to the tracker.
+//! knows how (Unix socket, credential provider, Sentinel); from then on it belongs to the tracker. Over TLS
+//! it only connects, as its session could not be handed on: then TLS and login are ours.
 //!
 //! All of this blocks, so each attempt has a short-lived thread.
 
@@ -7,6 +8,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
+use keyheat_net::tls;
 use keyheat_resp::reply::{parse, Value};
 use keyheat_resp::{encode, Limits};
 
@@ -26,12 +28,23 @@ pub trait Wire: Read + Write + Send {
     fn set_waiting(&self, timeout: Option<Duration>) -> std::io::Result<()>;
 }
 
-/// A connected, authenticated connection.
+/// A connection.
 pub enum Dialed {
     /// A plain socket, TCP or Unix.
     Fd(OwnedFd),
     /// Anything else.
     Wire(Box<dyn Wire>),
+    /// The same, and nobody has logged in yet.
+    Fresh(Box<dyn Wire>, Login),
+}
+
+/// What is left to say on a connection that nobody has spoken on. Not to be shown to anybody.
+#[derive(Default)]
+pub struct Login {
+    /// User and password.
+    pub credentials: Option<(Vec<u8>, Vec<u8>)>,
+    /// The database.
+    pub database: u32,
 }
 
 /// Why there is no tracking connection.
@@ -54,7 +67,7 @@ impl Refusal {
 
 /// Opens connections. Called on a thread of its own, and may block.
 pub trait Connector: Send + Sync + 'static {
-    /// Opens one to `node`, authenticated.
+    /// Opens one to `node`, authenticated or with what that takes.
     ///
     /// # Errors
     /// Why there is none.
@@ -94,25 +107,35 @@ impl Wire for std::net::TcpStream {
     }
 }
 
+impl Wire for tls::Stream {
+    fn fd(&self) -> RawFd {
+        self.as_raw_fd()
+    }
+
+    fn set_waiting(&self, timeout: Option<Duration>) -> std::io::Result<()> {
+        self.socket().set_waiting(timeout)
+    }
+}
+
 /// Opens a connection and switches tracking on.
 pub(crate) fn open(
     connector: &dyn Connector,
     node: &Node,
     timeout: Duration,
 ) -> Result<Ready, Refusal> {
-    let wire: Box<dyn Wire> = match connector.dial(node, timeout)? {
+    let (wire, login): (Box<dyn Wire>, _) = match connector.dial(node, timeout)? {
         // Reading and writing a socket is the same for every family.
-        Dialed::Fd(fd) => Box::new(std::net::TcpStream::from(fd)),
-        Dialed::Wire(wire) => wire,
+        Dialed::Fd(fd) => (Box::new(std::net::TcpStream::from(fd)), Login::default()),
+        Dialed::Wire(wire) => (wire, Login::default()),
+        Dialed::Fresh(wire, login) => (wire, login),
     };
-    let broken = |e: std::io::Error| Refusal::Unreachable(e.to_string());
     wire.set_waiting(Some(timeout)).map_err(broken)?;
     let mut talk = Talk {
         wire,
         inbox: Vec::new(),
         until: Instant::now() + timeout,
     };
-    let peer = talk.introduce()?;
+    let peer = talk.introduce(&login)?;
     talk.wire.set_waiting(None).map_err(broken)?;
     Ok(Ready {
         wire: talk.wire,
@@ -129,8 +152,15 @@ struct Talk {
 }
 
 impl Talk {
-    fn introduce(&mut self) -> Result<Peer, Refusal> {
-        let hello = self.must(&[b"HELLO", b"3"], "RESP3 (HELLO 3)")?;
+    fn introduce(&mut self, login: &Login) -> Result<Peer, Refusal> {
+        let hello = match &login.credentials {
+            Some((user, password)) => self.log_in(user, password)?,
+            None => self.must(&[b"HELLO", b"3"], "RESP3 (HELLO 3)")?,
+        };
+        if login.database != 0 {
+            let database = login.database.to_string();
+            self.must(&[b"SELECT", database.as_bytes()], "SELECT")?;
+        }
         let _ = self.ask(&[b"CLIENT", b"SETNAME", CONNECTION_NAME])?;
         self.must(&[b"CLIENT", b"TRACKING", b"ON"], "CLIENT TRACKING")?;
         let role = self.must(&[b"ROLE"], "ROLE")?;
@@ -159,21 +189,22 @@ impl Talk {
         })
     }
 
+    /// As `HELLO`, of whose errors only the code is told: a server that does not know the command
+    /// repeats what it was sent.
+    fn log_in(&mut self, user: &[u8], password: &[u8]) -> Result<Value, Refusal> {
+        match self.ask(&[b"HELLO", b"3", b"AUTH", user, password])? {
+            Value::Error(why) => {
+                let code = why.split(|byte| *byte == b' ').next().unwrap_or_default();
+                Err(refused("RESP3 (HELLO 3 AUTH)", code))
+            }
+            value => Ok(value),
+        }
+    }
+
     /// Asks for what tracking cannot do without.
     fn must(&mut self, args: &[&[u8]], what: &str) -> Result<Value, Refusal> {
         match self.ask(args)? {
-            Value::Error(why) => {
-                let why = String::from_utf8_lossy(&why);
-                let is_passing = ["LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY"]
-                    .iter()
-                    .any(|code| why.starts_with(code));
-                let why = format!("{what}: {why}");
-                Err(if is_passing {
-                    Refusal::Unreachable(why)
-                } else {
-                    Refusal::Refused(why)
-                })
-            }
+            Value::Error(why) => Err(refused(what, &why)),
             value => Ok(value),
         }
     }
@@ -181,7 +212,6 @@ impl Talk {
     fn ask(&mut self, args: &[&[u8]]) -> Result<Value, Refusal> {
         let mut request = Vec::new();
         encode::command(&mut request, args);
-        let broken = |e: std::io::Error| Refusal::Unreachable(e.to_string());
         self.wire.write_all(&request).map_err(broken)?;
         self.wire.flush().map_err(broken)?;
         loop {
@@ -213,8 +243,30 @@ impl Talk {
                 Ok(())
             }
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => Ok(()),
-            Err(e) => Err(Refusal::Unreachable(e.to_string())),
+            Err(e) => Err(broken(e)),
         }
+    }
+}
+
+fn broken(error: std::io::Error) -> Refusal {
+    match error.kind() {
+        // In TLS 1.3 a server says only now that it does not like who connects.
+        std::io::ErrorKind::InvalidData => Refusal::Refused(format!("TLS: {error}")),
+        _ => Refusal::Unreachable(error.to_string()),
+    }
+}
+
+/// An error of the server's.
+fn refused(what: &str, why: &[u8]) -> Refusal {
+    let why = String::from_utf8_lossy(why);
+    let is_passing = ["LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY"]
+        .iter()
+        .any(|code| why.starts_with(code));
+    let why = format!("{what}: {why}");
+    if is_passing {
+        Refusal::Unreachable(why)
+    } else {
+        Refusal::Refused(why)
     }
 }
 

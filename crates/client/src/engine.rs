@@ -144,6 +144,8 @@ pub struct Saved {
 pub struct HotPlan {
     /// Its values may be kept.
     pub local_cache: bool,
+    /// Reads of it that are under way may be shared.
+    pub coalesce: bool,
 }
 
 /// The hot set and what is done for its keys.
@@ -530,7 +532,11 @@ impl<V: Clone> Shared<V> {
         let plan = match self.hot.load().plans.get(&query.key_hash) {
             Some(plan) => *plan,
             None if self.settings.every_key => {
-                return self.read_hot(query, HotPlan { local_cache: true }, false, now)
+                let all = HotPlan {
+                    local_cache: true,
+                    coalesce: true,
+                };
+                return self.read_hot(query, all, false, now);
             }
             None => return Read::Upstream,
         };
@@ -552,7 +558,7 @@ impl<V: Clone> Shared<V> {
         let is_cached = plan.local_cache
             && self.switches.local_cache.load(Relaxed)
             && self.bound_ns.load(Relaxed) > 0;
-        let is_joined = self.switches.coalesce.load(Relaxed);
+        let is_joined = plan.coalesce && self.switches.coalesce.load(Relaxed);
         let is_shadow = self.switches.shadow.load(Relaxed);
         if !is_cached && !is_joined {
             return Read::Upstream;
@@ -875,6 +881,12 @@ impl<V: Clone> Cached<V> {
             self.fields.remove(&identity);
             self.not_worth.insert(token.key_hash(), now + NOT_WORTH);
         }
+    }
+
+    /// A key's registration was refused: it is left alone for a while.
+    pub(crate) fn on_refused(&mut self, token: &Token, now: Nanos) {
+        self.not_worth.insert(token.key_hash(), now + NOT_WORTH);
+        self.cache.forget(token);
     }
 
     /// The questions on their way were lost.

@@ -26,7 +26,7 @@ pub mod stats;
 pub mod topology;
 pub mod tracker;
 
-pub use connect::{Connector, Dialed, Refusal};
+pub use connect::{Connector, Dialed, Login, Refusal};
 pub use engine::{Engine, Lead, Query, Read, Writes};
 pub use flight::Flight;
 pub use settings::Settings;

@@ -13,6 +13,7 @@ import weakref
 from typing import Any, Final
 
 from keyheat._keyheat import Engine, Guard
+from keyheat.client import tls
 from keyheat.client.dial import dialer
 from keyheat.client.family import Family
 from keyheat.client.settings import ClientSettings
@@ -95,7 +96,13 @@ def _started(settings: ClientSettings, dial: Any, *, is_cluster: bool) -> Engine
 
 def _deployment(client: Any, pool: Any, *, is_cluster: bool) -> tuple[Any, ...]:
     kwargs = pool.connection_kwargs or {}
-    who = (kwargs.get("username"), kwargs.get("password"), id(kwargs.get("credential_provider")))
+    # What one client must not believe it must not be told through another that does.
+    who = (
+        kwargs.get("username"),
+        kwargs.get("password"),
+        id(kwargs.get("credential_provider")),
+        tls.identity(pool),
+    )
     sentinel = getattr(pool, "sentinel_manager", None)
     if sentinel is not None:
         nodes = tuple(
@@ -105,9 +112,8 @@ def _deployment(client: Any, pool: Any, *, is_cluster: bool) -> tuple[Any, ...]:
     if is_cluster:
         startup = client.nodes_manager.startup_nodes
         return ("cluster", tuple(sorted(startup)), who)
-    is_tls = any(name.startswith("ssl") for name in kwargs)
     where = (kwargs.get("host"), kwargs.get("port"), kwargs.get("path"))
-    return ("one", where, is_tls, kwargs.get("db", 0), who)
+    return ("one", where, kwargs.get("db", 0), who)
 
 
 def _kwargs_of(sentinel: Any) -> dict[str, Any]:

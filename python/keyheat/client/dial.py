@@ -2,7 +2,8 @@
 
 Only the client knows how: which address Sentinel names today, which user, what its credential provider
 hands out, which socket options. So its own connection class connects and authenticates; then the bare
-socket is handed to the engine's thread, which from there on needs nothing of Python.
+socket is handed to the engine's thread, which from there on needs nothing of Python. Over TLS it only
+connects (see `tls`).
 """
 
 import contextlib
@@ -10,9 +11,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Final
 
+from keyheat.client import tls
 from keyheat.client.family import Family
 
-Answer = tuple[str, int, str]
+Answer = tuple[str, int, str | tls.Handover]
 Dial = Callable[[str, int, float], Answer]
 
 # Not for a connection of our own: what belongs to the pool, to maintenance, to one node's state.
@@ -51,13 +53,20 @@ def dialer(family: Family, pool: Any, *, is_cluster: bool) -> Dial:
 
     def dial(host: str, port: int, timeout_s: float) -> Answer:
         try:
+            is_tls = tls.is_tls(pool)
             connection = _connection(family, pool, timeout_s, is_cluster=is_cluster)
             if is_cluster:
                 connection.host, connection.port = host, port
+            if is_tls:
+                return tls.hand_over(family.name, pool, connection, is_cluster=is_cluster)
             connection.connect()
+        except tls.TlsRefusedError as error:
+            return "refused", -1, str(error)
         except Exception as error:  # noqa: BLE001  whatever it is, nothing is cached and no command fails
             kind = "refused" if isinstance(error, family.refusals) else "unreachable"
-            return kind, -1, f"{type(error).__name__}: {error}"
+            # A server that does not know a command repeats what it was sent, a password too.
+            why = str(error).split(", with args beginning with")[0]
+            return kind, -1, f"{type(error).__name__}: {why}"
         return _hand_over(connection)
 
     return dial
@@ -123,9 +132,9 @@ def _primary_of(family: Family, sentinel: Any, service_name: str, timeout_s: flo
 def _hand_over(connection: Any) -> Answer:
     """Take the socket out of a connected connection."""
     sock = connection._sock
-    if hasattr(sock, "pending"):  # an ssl.SSLSocket: its session cannot leave Python
+    if hasattr(sock, "pending"):  # an ssl.SSLSocket of a class of somebody's own
         connection.disconnect()
-        return "refused", -1, "connections over TLS cannot be tracked yet"
+        return "refused", -1, f"TLS: a {type(connection).__name__} cannot be tracked"
     fd = sock.detach()
     connection._sock = None
     with contextlib.suppress(Exception):

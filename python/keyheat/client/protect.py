@@ -2,7 +2,7 @@
 
 import importlib
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar, cast
 
@@ -21,6 +21,7 @@ def protect(
     client: ClientT,
     *,
     rules: Sequence[Any] | None = None,
+    plans: Mapping[str, Sequence[str]] | None = None,
     settings: ClientSettings | None = None,
     center: None = None,
     **options: Any,
@@ -36,6 +37,8 @@ def protect(
             Sentinel manages (`sentinel.master_for(…)`).
         rules: Which keys are hot, and what is done for them; as in a rules file. `None`: any key with at
             least 100 operations a second and 1 % of its node's, or 1 MiB a second and 5 % of its bytes.
+        plans: What is done for the keys of a rule, by the rule's name, instead of the rule's own plan:
+            `plans={"default": ["coalesce"]}` keeps nothing in memory. An empty list only watches.
         settings: Everything else, in one object.
         center: Where the hot set comes from; `None`, this process detects on its own. No other is
             known to this version.
@@ -44,17 +47,12 @@ def protect(
     Raises:
         ConfigError: `client` is no such client, or a setting is out of range.
     """
-    family = family_of(client)
-    if family is None or _is_pipeline(family, client):
-        raise ConfigError(
-            f"protect: {type(client).__name__} cannot be protected; accepted: a client of redis-py or "
-            "valkey-py (Redis, redis.asyncio.Redis, RedisCluster, redis.asyncio.RedisCluster)"
-        )
     if center is not None:
         raise ConfigError("center: accepted: None (this process detects on its own)")
+    family = _family_of_protectable(client)
     if getattr(client, "_keyheat_guard", None) is not None:
         return client
-    chosen = _chosen(settings, rules, options)
+    chosen = _chosen(settings, rules, plans, options)
     own: Any = client
     is_cluster = isinstance(own, (family.sync_cluster, family.aio_cluster))
     if is_cluster and chosen.every_key:
@@ -85,6 +83,21 @@ def protect(
     return cast("ClientT", own)
 
 
+def _family_of_protectable(client: object) -> Family:
+    family = family_of(client)
+    if family is None or _is_pipeline(family, client):
+        raise ConfigError(
+            f"protect: {type(client).__name__} cannot be protected; accepted: a client of redis-py or "
+            "valkey-py (Redis, redis.asyncio.Redis, RedisCluster, redis.asyncio.RedisCluster)"
+        )
+    if _own_cache(client) is not None:
+        raise ConfigError(
+            "protect: the client has a cache of its own (cache_config), which keyheat cannot tell from the "
+            "server; accepted: a client without it"
+        )
+    return family
+
+
 def _moved(family: Family, client: Any) -> Any:
     """A new object with everything the client has, of the protected class.
 
@@ -104,7 +117,10 @@ def _moved(family: Family, client: Any) -> Any:
 
 
 def _chosen(
-    settings: ClientSettings | None, rules: Sequence[Any] | None, options: dict[str, Any]
+    settings: ClientSettings | None,
+    rules: Sequence[Any] | None,
+    plans: Mapping[str, Sequence[str]] | None,
+    options: dict[str, Any],
 ) -> ClientSettings:
     if settings is not None and not isinstance(settings, ClientSettings):
         raise ConfigError("settings: accepted: a ClientSettings, or None")
@@ -113,11 +129,19 @@ def _chosen(
         raise ConfigError(f"protect: no setting {unknown[0]!r}; accepted: {', '.join(sorted(known))}")
     if rules is not None:
         options = options | {"rules": rules}
+    if plans is not None:
+        options = options | {"plans": plans}
     return replace(settings or ClientSettings(), **options)
 
 
 def _is_pipeline(family: Family, client: object) -> bool:
     return isinstance(client, family.pipelines)
+
+
+def _own_cache(client: Any) -> Any:
+    holders = (getattr(client, "connection_pool", None), getattr(client, "nodes_manager", None))
+    found = (getattr(holder, name, None) for holder in holders for name in ("cache", "_cache"))
+    return next((cache for cache in found if cache is not None), None)
 
 
 def _reads_replicas(pool: Any) -> bool:

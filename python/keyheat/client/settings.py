@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,8 @@ class ClientSettings:
         every_key: Treat every cacheable read as one of a hot key: the local cache without detection.
         nx_is_lock: Take a key that was set with `NX` for a lock, which is never cached nor coalesced.
         rules: Which keys are hot, and what is done for them; `None` is the default rule.
+        plans: What is done for the keys of a rule instead of its own plan, by the rule's name (`default` is
+            that of the default rule): of `local_cache` and `coalesce`, those listed.
     """
 
     max_staleness: timedelta | float | None = None
@@ -62,6 +64,7 @@ class ClientSettings:
     every_key: bool = False
     nx_is_lock: bool = True
     rules: "Sequence[Rule | dict[str, Any]] | None" = None
+    plans: Mapping[str, Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         """Check what the engine would not name in Python's words.
@@ -110,6 +113,11 @@ class ClientSettings:
             from keyheat.detect.rules import checked_rules  # noqa: PLC0415  imports pydantic
 
             rules = [rule.to_json() for rule in checked_rules(self.rules)]
+        if self.plans:
+            from keyheat.detect.rules import DEFAULT_RULE, checked_rules, with_plans  # noqa: PLC0415
+
+            given = [DEFAULT_RULE] if self.rules is None else checked_rules(self.rules)
+            rules = [rule.to_json() for rule in with_plans(given, self.plans)]
         return json.dumps(
             {
                 "max_staleness_ms": self.max_staleness_ms,

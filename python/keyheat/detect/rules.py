@@ -5,7 +5,7 @@ first, with the file, the key and the accepted values in the message.
 """
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from keyheat.errors import ConfigError
 
 Metric = Literal["ops", "reads", "writes", "bytes"]
-Remedy = Literal["local_cache"]
+Remedy = Literal["local_cache", "coalesce"]
 
 
 class _Strict(BaseModel):
@@ -77,7 +77,7 @@ class Rule(_Strict):
     levels: Annotated[list[Level], Field(min_length=1)]
     min_hot_ms: Annotated[int, Field(ge=0)] = 1000
     cooling_ms: Annotated[int, Field(ge=0)] = 3000
-    plan: list[Remedy] = ["local_cache"]
+    plan: list[Remedy] = ["local_cache", "coalesce"]
 
     def to_json(self) -> dict[str, Any]:
         """As the native module takes it."""
@@ -117,6 +117,37 @@ def load_rules(path: Path) -> list[Rule]:
         return RulesFile.model_validate(whole).rules
     except ValidationError as error:
         raise ConfigError(f"the rules file {path}: {explain(error)}") from error
+
+
+# What holds where no rules are given; the native module has the same.
+DEFAULT_RULE = Rule(
+    name="default",
+    match=Match(any=True),
+    levels=[
+        Level(metric="ops", enter_per_s=100, enter_share=0.01),
+        Level(metric="bytes", enter_per_s=1 << 20, enter_share=0.05),
+    ],
+)
+
+
+def with_plans(rules: Sequence[Rule], plans: Mapping[str, Sequence[str]]) -> list[Rule]:
+    """Rules with other plans.
+
+    Args:
+        rules: The rules.
+        plans: What is done for the keys of a rule, by the rule's name.
+
+    Raises:
+        ConfigError: There is no such rule, or no such remedy.
+    """
+    names = [rule.name for rule in rules]
+    if unknown := sorted(set(plans) - set(names)):
+        raise ConfigError(f"plans: no rule {unknown[0]!r}; accepted: {', '.join(names)}")
+    changed = [
+        rule.model_dump(exclude_unset=True) | ({"plan": list(plans[rule.name])} if rule.name in plans else {})
+        for rule in rules
+    ]
+    return checked_rules(changed)
 
 
 def checked_rules(rules: Sequence[Rule | dict[str, Any]]) -> list[Rule]:

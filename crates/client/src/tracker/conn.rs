@@ -242,6 +242,10 @@ impl Conn {
                     self.has_first |= cached.cache.is_idle(source);
                     cached.cache.registered_as(&token, found, 0);
                 }
+                None if is_of_key(&value) => {
+                    // This key is not to be read by us; the others are none the worse for it.
+                    lock(&shared.cached).on_refused(&token, now);
+                }
                 None => return Err(format!("PTTL was refused{}", because(&value))),
             },
             Asked::Fields { token, identity } => {
@@ -306,6 +310,16 @@ fn are_stable(value: &Value) -> bool {
         Value::Null => true, // no such key
         _ => false,
     }
+}
+
+/// Whether an error is about one key alone: the user has no right to it.
+fn is_of_key(value: &Value) -> bool {
+    matches!(value, Value::Error(why) if why.starts_with(b"NOPERM") && !is_of_command(why))
+}
+
+/// Whether the right that is missing is to the command, so that no key can be registered.
+fn is_of_command(why: &[u8]) -> bool {
+    why.windows(7).any(|part| part == b"command")
 }
 
 fn because(value: &Value) -> String {

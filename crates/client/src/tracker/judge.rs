@@ -133,6 +133,7 @@ impl Judge {
             let is_paying = key.heat.reads_per_s >= margin * key.heat.writes_per_s;
             let plan = HotPlan {
                 local_cache: key.plan.local_cache && is_paying,
+                coalesce: key.plan.coalesce,
             };
             plans.insert(key.key_hash, plan);
         }

@@ -123,6 +123,8 @@ impl Level {
 pub enum Remedy {
     /// Serve reads from the local cache.
     LocalCache,
+    /// Let callers share a read that is under way.
+    Coalesce,
 }
 
 /// The remedies switched on for a hot key. The default switches nothing on.
@@ -131,6 +133,8 @@ pub enum Remedy {
 pub struct Plan {
     /// Reads are served from the local cache, within its staleness bound.
     pub local_cache: bool,
+    /// Callers share a read that is under way. (A proxy does so for what it caches, asked or not.)
+    pub coalesce: bool,
 }
 
 impl Plan {
@@ -140,6 +144,7 @@ impl Plan {
         for remedy in remedies {
             match remedy {
                 Remedy::LocalCache => plan.local_cache = true,
+                Remedy::Coalesce => plan.coalesce = true,
             }
         }
         plan
@@ -204,7 +209,7 @@ impl Default for RuleSet {
             ],
             min_hot: Duration::from_secs(1),
             cooling: Duration::from_secs(3),
-            plan: Plan::of(&[Remedy::LocalCache]),
+            plan: Plan::of(&[Remedy::LocalCache, Remedy::Coalesce]),
         };
         Self {
             rules: Arc::from([rule]),

@@ -23,7 +23,7 @@ pub struct RuleSettings {
     /// How long a key stays in the hot set after it fell below its exit levels, in milliseconds.
     #[serde(default = "default_cooling_ms")]
     pub cooling_ms: u64,
-    /// The remedies: `local_cache`.
+    /// The remedies: `local_cache`, `coalesce`.
     #[serde(default)]
     pub plan: Vec<RemedySettings>,
 }
@@ -48,6 +48,8 @@ pub enum MatchSettings {
 pub enum RemedySettings {
     /// Answer reads from memory.
     LocalCache,
+    /// Let callers share a read that is under way.
+    Coalesce,
 }
 
 /// What a level measures.
@@ -123,6 +125,7 @@ fn rule(r: &RuleSettings) -> Result<Rule, String> {
     });
     let mut plan = Plan::default();
     plan.local_cache = r.plan.contains(&RemedySettings::LocalCache);
+    plan.coalesce = r.plan.contains(&RemedySettings::Coalesce);
     Ok(Rule {
         name: r.name.as_str().into(),
         pattern,

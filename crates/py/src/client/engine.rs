@@ -6,7 +6,6 @@
 //! first command. A counter that `pthread_atfork` raises tells, whoever forks: `os.fork`,
 //! `multiprocessing`, or a server written in C.
 
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
@@ -19,6 +18,7 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use serde_json::json;
 
+use super::dial::Answer;
 use super::kept::Value;
 
 static FORKS: AtomicU64 = AtomicU64::new(0);
@@ -69,15 +69,11 @@ impl Connector for PyConnector {
         let dialed = Python::try_attach(|py| {
             let args = (node.host.as_str(), node.port, timeout.as_secs_f64());
             let answer = self.dial.call1(py, args)?;
-            answer.extract::<(String, i32, String)>(py)
+            Answer::read(answer.bind(py))
         });
         match dialed {
-            // SAFETY: Python has detached the descriptor from its socket, so it is ours alone.
-            Some(Ok((kind, fd, _))) if kind == "fd" => {
-                Ok(Dialed::Fd(unsafe { OwnedFd::from_raw_fd(fd) }))
-            }
-            Some(Ok((kind, _, why))) if kind == "refused" => Err(Refusal::Refused(why)),
-            Some(Ok((_, _, why))) => Err(Refusal::Unreachable(why)),
+            // The interpreter is not held: what is left may take its time.
+            Some(Ok(answer)) => answer.dialed(timeout),
             Some(Err(e)) => Err(Refusal::Unreachable(e.to_string())),
             None => Err(Refusal::Unreachable(
                 "the interpreter is shutting down".into(),
@@ -307,7 +303,7 @@ fn hot_json(shared: &Shared<Value>, key: &keyheat_core::hotset::HotKey) -> serde
     if plan.local_cache && shared.switches.local_cache.load(Relaxed) {
         remedies.push("local_cache");
     }
-    if shared.switches.coalesce.load(Relaxed) {
+    if plan.coalesce && shared.switches.coalesce.load(Relaxed) {
         remedies.push("coalesce");
     }
     // A lock is left alone, and so is everything in shadow mode.

@@ -1,6 +1,7 @@
 //! What stands between an application and its client library.
 //!
 //! - [`args`]: a command as Python passes it.
+//! - [`dial`]: what Python's dialer hands over, and TLS by the client's own settings.
 //! - [`kept`]: decoded values that are kept, and given out without being shared.
 //! - [`engine`]: an engine, and how it survives a fork.
 //! - [`guard`]: one protected client: each of its commands enters and leaves here.
@@ -9,6 +10,7 @@
 //! - [`tickets`]: a read on behalf of others, and the waiting for one.
 
 mod args;
+mod dial;
 mod engine;
 mod guard;
 mod kept;

@@ -72,6 +72,9 @@ class Engine:
     def _plant(self, bug: str) -> None:
         """Break a promise on purpose, for tests of the checkers: `missing-fence`, `deaf`."""
 
+    def rest(self) -> None:
+        """Close the connections; they are opened again when a hot key is asked for."""
+
     def clear(self) -> None:
         """Drop every cached value."""
 

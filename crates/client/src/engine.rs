@@ -798,6 +798,12 @@ impl<V: Clone> Shared<V> {
         self.topology.load_full()
     }
 
+    /// Nobody uses the engine for now: its connections are closed, and opened again when a hot key is asked
+    /// for.
+    pub fn rest(&self) {
+        self.tell(Message::Rest);
+    }
+
     /// Drops everything that is cached.
     pub fn clear(&self) {
         lock(&self.cached).cache.clear();

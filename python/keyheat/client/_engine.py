@@ -32,9 +32,17 @@ class Binding:
         self.coalesce_wait_s = settings.coalesce_wait_s
         # The engine's dialer reads this pool's settings for as long as it lives.
         self.pool = pool
+        # The clients that use it and have not been closed.
+        self.clients: weakref.WeakSet[Any] = weakref.WeakSet()
         # What tells replies apart is told by its identity, which must not be used again.
         self.callbacks: dict[int, Any] = {}
         weakref.finalize(self, engine.stop, 0.0)
+
+    def closed(self, client: Any) -> None:
+        """A client was closed. With the last of them the engine closes its connections too."""
+        self.clients.discard(client)
+        if not self.clients:
+            self.engine.rest()
 
     def follow(self, slots: dict[int, list[Any]]) -> None:
         """Take over who owns which slot.

@@ -82,6 +82,14 @@ class AioClient:
         """A decorator that keeps a coroutine function's results; as the blocking client's."""
         return self.keyheat.loader_of(self).cached(template, ttl=ttl)
 
+    async def aclose(self, *args: Any, **options: Any) -> Any:
+        """As the client's own."""
+        try:
+            return await super().aclose(*args, **options)  # type: ignore[misc]
+        finally:
+            if self._keyheat_guard is not None:
+                self.keyheat.binding.closed(self)
+
     def set_response_callback(self, command: Any, callback: Any) -> None:
         """As the client's own. What is decoded in another way from now on is kept apart."""
         super().set_response_callback(command, callback)  # type: ignore[misc]

@@ -72,9 +72,11 @@ def protect(
         own.__class__ = client_class(family, type(own))
         # In the old dict its values lie as the old class laid them out, and are found more slowly.
         own.__dict__ = dict(own.__dict__)
+    handle = Handle.attach(own, binding)
     for each in (own, getattr(own, "_keyheat_twin", own)):
-        each.keyheat = Handle.attach(own, binding)
-        each._keyheat_guard = each.keyheat.guard
+        each.keyheat = handle
+        each._keyheat_guard = handle.guard
+    binding.clients.add(own)
     if is_cluster:
         binding.follow(own.nodes_manager.slots_cache)
     elif _reads_replicas(pool):

@@ -104,6 +104,14 @@ class SyncClient:
             with contextlib.suppress(AttributeError):
                 super().__del__()  # type: ignore[misc]
 
+    def close(self) -> Any:
+        """As the client's own."""
+        try:
+            return super().close()  # type: ignore[misc]
+        finally:
+            if self._keyheat_guard is not None:
+                self.keyheat.binding.closed(self)
+
     def set_response_callback(self, command: Any, callback: Any) -> None:
         """As the client's own. What is decoded in another way from now on is kept apart."""
         super().set_response_callback(command, callback)  # type: ignore[misc]

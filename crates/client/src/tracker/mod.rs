@@ -82,6 +82,8 @@ pub(crate) enum Message {
         attempt: u64,
         result: Box<Opened>,
     },
+    /// Nobody uses the engine for now: no connection is kept open.
+    Rest,
     /// The topology has changed.
     Topology,
     /// End.
@@ -229,6 +231,16 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
             Message::Topology => {
                 let topology = self.shared.topology();
                 self.judge.set_nodes(|key| topology.owner(key));
+            }
+            Message::Rest => {
+                let nodes: Vec<u32> = self.nodes.keys().copied().collect();
+                for node in nodes {
+                    self.down(node);
+                    // One that is on its way is not wanted any more either.
+                    if let Some(state) = self.nodes.get_mut(&node) {
+                        state.connecting = None;
+                    }
+                }
             }
             Message::Stop => self.is_stopping = true,
         }

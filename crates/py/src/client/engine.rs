@@ -213,6 +213,11 @@ impl Engine {
         Err(PyValueError::new_err("accepted: missing-fence, deaf"))
     }
 
+    /// Closes the connections; they are opened again when a hot key is asked for.
+    fn rest(&self) -> PyResult<()> {
+        self.with(|shared| shared.rest())
+    }
+
     /// Drops every cached value.
     fn clear(&self) -> PyResult<()> {
         self.with(|shared| shared.clear())

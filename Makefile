@@ -27,7 +27,7 @@ FUZZ_SECONDS ?= 60
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates -type f -not -path '*/target/*' -not -path '*/tests/*' -not -name '*.md')
 BENCH_ARGS := $(if $(SMALL),--small) $(ARGS)
 
-.PHONY: help setup demo test test-rust test-python lint format bench fuzz clean
+.PHONY: help setup demo example test test-rust test-python compat consistency lint format bench fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -59,6 +59,9 @@ $(VENV)/.native: $(VENV)/.tools $(RUST_SOURCES)
 demo: $(VENV)/.native ## a flash sale on three primaries, without and with keyheat (under a minute)
 	@$(BIN)/keyheat demo $(ARGS)
 
+example: $(VENV)/.native ## a shop with a flash sale, without and with the protected client (half a minute)
+	@$(BIN)/python -m examples.shop $(ARGS)
+
 test: $(VENV)/.native ## all tests, Rust then Python
 	cargo test --locked
 	$(BIN)/python -m pytest $(ARGS)
@@ -68,6 +71,12 @@ test-rust: $(VENV)/.tools ## Rust tests only
 
 test-python: $(VENV)/.native ## Python tests only (ARGS="-k demo")
 	$(BIN)/python -m pytest $(ARGS)
+
+compat: $(VENV)/.native ## redis-py's own tests with every client protected (most of an hour)
+	@for mode in sync asyncio cluster asyncio-cluster; do $(BIN)/python -m tests.compat.redis_py_suite --mode $$mode --wrap $(ARGS) || exit 1; done
+
+consistency: $(VENV)/.native ## the protected client under random faults for ten minutes
+	@$(BIN)/python -m tests.client.consistency $(ARGS)
 
 lint: $(VENV)/.tools ## formatting, types, clippy and import arrows
 	$(BIN)/ruff check
@@ -83,13 +92,14 @@ format: $(VENV)/.tools ## rewrite the sources in the house format
 	$(BIN)/ruff format
 	cargo fmt --all
 
-bench: $(VENV)/.native ## core and proxy figures, into benches/results/ (SMALL=1 for a minute)
+bench: $(VENV)/.native ## core, proxy and client figures, into benches/results/ (SMALL=1 for a minute)
 	cargo run --locked --release -p keyheat-bench-core -- $(if $(SMALL),--small)
 	$(BIN)/python benches/proxy.py $(BENCH_ARGS)
+	$(BIN)/python benches/client.py
 
 fuzz: ## a minute of fuzzing of the protocol parsers
 	fuzz/run.sh $(FUZZ_SECONDS)
 
 clean: ## remove everything the other targets made
-	rm -rf $(VENV) target python/keyheat/*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) target .cache python/keyheat/*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find python tests tools benches -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -32,7 +32,9 @@ def stubbed() -> dict[str, list[str]]:
         for node in tree.body
         if isinstance(node, (ast.ClassDef, ast.FunctionDef))
     }
-    values = {ast.unparse(node.target): [] for node in tree.body if isinstance(node, ast.AnnAssign)}
+    values: dict[str, list[str]] = {
+        ast.unparse(node.target): [] for node in tree.body if isinstance(node, ast.AnnAssign)
+    }
     return named | values
 
 

@@ -1,0 +1,1 @@
+"""Applications that use keyheat; each says at its head how to run it."""

@@ -39,6 +39,7 @@ def main() -> int:
 def _run(chosen: argparse.Namespace) -> int:
     from examples.shop import report, sale  # noqa: PLC0415  after it is known that they can be
     from keyheat.errors import KeyheatError  # noqa: PLC0415
+    from keyheat.server.binary import find_binary  # noqa: PLC0415
     from keyheat.server.embedded import EmbeddedServer  # noqa: PLC0415
 
     say = _sayer(is_alone=not chosen.serve)
@@ -46,7 +47,7 @@ def _run(chosen: argparse.Namespace) -> int:
     try:
         with ExitStack() as stack:
             say("starting Valkey")
-            server = stack.enter_context(EmbeddedServer())
+            server = stack.enter_context(EmbeddedServer(binary=find_binary(prefer_wheel=True)))
             with sale.running(server.url, is_protected=False) as port:
                 say(f"the sale without keyheat, {chosen.seconds:g} s")
                 before = sale.play(server, port, is_protected=False, **load)

@@ -32,6 +32,11 @@ class Binding:
         self.coalesce_wait_s = settings.coalesce_wait_s
         # The engine's dialer reads this pool's settings for as long as it lives.
         self.pool = pool
+        self.relief: Any = None
+        if settings.lock_relief:
+            from keyheat.mitigate.lock_relief import LockRelief  # noqa: PLC0415  only who asks for it
+
+            self.relief = LockRelief()
         # The clients that use it and have not been closed.
         self.clients: weakref.WeakSet[Any] = weakref.WeakSet()
         # What tells replies apart is told by its identity, which must not be used again.
@@ -80,7 +85,13 @@ def bind(family: Family, client: Any, pool: Any, settings: ClientSettings, *, is
     """
     where = _deployment(client, pool, is_cluster=is_cluster)
     # What is not the engine's must not keep two clients from sharing one, unless it differs.
-    rest = (settings.local_cache, settings.coalesce, settings.shadow, settings.coalesce_wait_s)
+    rest = (
+        settings.lock_relief,
+        settings.local_cache,
+        settings.coalesce,
+        settings.shadow,
+        settings.coalesce_wait_s,
+    )
     loading = (id(settings.loading), id(settings.lease), id(settings.breaker))
     name = (family.name, is_cluster, where, settings.to_json(), rest, loading)
     with _lock:

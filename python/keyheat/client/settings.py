@@ -37,6 +37,8 @@ class ClientSettings:
         local_cache: Whether hot keys are answered from memory.
         coalesce: Whether reads of a hot key under way are shared.
         shadow: Measure everything, apply nothing.
+        lock_relief: Whether `client.lock(…)` stands in line: one contender per process, and per host, asks
+            the server at a time. Costs an uncontended lock about as much again; for locks that are hot.
         loading: How `get_or_load` and `cached` load, keep and refresh; `None` is the defaults.
         lease: Whether, and how, they bring the processes together, so that one loads.
         breaker: How they guard the cache node; `None` is no breaker.
@@ -58,6 +60,7 @@ class ClientSettings:
     local_cache: bool = True
     coalesce: bool = True
     shadow: bool = False
+    lock_relief: bool = False
     loading: "LoadingSettings | None" = None
     lease: "LeaseSettings | bool" = True
     breaker: "BreakerSettings | None" = None
@@ -82,7 +85,7 @@ class ClientSettings:
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= _INTEGER_MAX:
                 raise ConfigError(f"{name}: accepted: an integer above 0, at most 2**48")
-        for name in ("local_cache", "coalesce", "shadow", "every_key", "nx_is_lock"):
+        for name in ("local_cache", "coalesce", "shadow", "every_key", "nx_is_lock", "lock_relief"):
             if type(getattr(self, name)) is not bool:
                 raise ConfigError(f"{name}: accepted: True or False")
 

@@ -13,7 +13,7 @@ from typing import Any
 from keyheat._keyheat import MISS, Guard, Join, Lead, slot
 from keyheat.client import identity
 from keyheat.client.handle import Handle, reattach
-from keyheat.client.pipelines import queued
+from keyheat.client.pipelines import queued, relieved_lock
 
 
 class SyncClient:
@@ -121,6 +121,13 @@ class SyncClient:
     def pipeline(self, *args: Any, **options: Any) -> Any:
         """As the client's own."""
         return self._keyheat_adopt(super().pipeline(*args, **options))  # type: ignore[misc]
+
+    def lock(self, *args: Any, **options: Any) -> Any:
+        """As the client's own; with `lock_relief`, a lock that stands in line."""
+        make = super().lock  # type: ignore[misc]
+        if self._keyheat_guard is None or self.keyheat.binding.relief is None:
+            return make(*args, **options)
+        return relieved_lock(self, make, args, options)
 
     def client(self) -> Any:
         """As the client's own: a client with one connection; protected as this one."""

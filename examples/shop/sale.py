@@ -1,6 +1,7 @@
 """One sale: an empty Valkey, the shop in a process of its own, its visitors, and the books at the end."""
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
@@ -68,6 +69,7 @@ def running(url: str, *, is_protected: bool, port: int = 0, is_logging: bool = F
         ShopError: It did not start.
     """
     words = [sys.executable, "-m", "examples.shop.web", "--redis", url, "--port", str(port)]
+    words += ["--parent", str(os.getpid())]
     words += ["--protected"] * is_protected + ["--log"] * is_logging
     process = subprocess.Popen(
         words, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, process_group=0

@@ -22,6 +22,7 @@ from keyheat.client import Handle
 from keyheat.integrations import prometheus
 from keyheat.integrations.hot_key_log import HotKeyLog
 from keyheat.model import printable
+from keyheat.server import child
 
 
 def application(url: str, *, is_protected: bool, is_logging: bool = False) -> FastAPI:
@@ -133,7 +134,10 @@ def main() -> None:
     options.add_argument("--port", type=int, default=0)
     options.add_argument("--protected", action="store_true")
     options.add_argument("--log", action="store_true")
+    options.add_argument("--parent", type=int, help="end with this process")
     chosen = options.parse_args()
+    if chosen.parent:
+        child.die_with_parent(chosen.parent)
     if chosen.log:
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
         logging.getLogger("keyheat.hot_keys").setLevel(logging.INFO)

@@ -128,3 +128,21 @@ def test_the_shop_without_keyheat_has_no_pages_of_it(valkey: str, eventually: Ca
 def test_the_celery_example_compiles(tmp_path: Path) -> None:
     # Celery is not among the packages of the tests; whoever has it can run the example.
     py_compile.compile(str(ROOT / "examples" / "celery_app.py"), str(tmp_path / "out.pyc"), doraise=True)
+
+
+def test_a_sale_that_is_killed_leaves_nothing_behind(
+    children: Callable[[int], set[int]], eventually: Callable[..., Any]
+) -> None:
+    sale = subprocess.Popen(
+        [sys.executable, "-m", "examples.shop", "--seconds", "30"],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        found = eventually(lambda: each if len(each := children(sale.pid)) == 2 else None, timeout_s=30)
+    finally:
+        sale.kill()
+        sale.wait()
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in found))

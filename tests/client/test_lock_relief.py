@@ -23,20 +23,25 @@ def test_one_contender_asks_the_server_at_a_time(own_server: EmbeddedServer) -> 
     holder = client.lock("L", 30)
     assert isinstance(holder, redis.lock.Lock)
     assert holder.acquire()
-    before = attempts(own_server)
+    taken: list[bool] = []
 
     def contend() -> None:
-        assert not client.lock("L", timeout=30, sleep=0.1, blocking_timeout=1.0).acquire()
+        lock = client.lock("L", timeout=30, sleep=0.1, blocking_timeout=30)
+        taken.append(lock.acquire())
+        lock.release()
 
     threads = [threading.Thread(target=contend) for _ in range(40)]
-    start = time.monotonic()
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    time.sleep(0.3)
+    before, start = attempts(own_server), time.monotonic()
+    time.sleep(1.0)
     intervals = (time.monotonic() - start) / 0.1
     assert attempts(own_server) - before <= intervals + 2
     holder.release()
+    for thread in threads:
+        thread.join()
+    assert taken == [True] * 40
     with client.lock("L", timeout=5):
         assert not client.lock("L").acquire(blocking=False)
     client.close()

@@ -32,3 +32,21 @@ def test_a_closed_client_may_be_used_again(side: Side, own_server: EmbeddedServe
     until_local(client, lambda: client.get("k"))
     client.set("k", 1)
     assert client.get("k") == b"1"
+
+
+def test_a_method_replaced_on_the_client_itself_is_called_once(
+    sync: Side, own_server: EmbeddedServer
+) -> None:
+    client = sync.protected(own_server.address)
+    own, calls = client.execute_command, 0
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return own(*args, **options)
+
+    client.execute_command = counted
+    until_local(client, lambda: client.get("k"))
+    before = calls
+    client.get("k")
+    assert calls == before + 1

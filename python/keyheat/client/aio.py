@@ -67,7 +67,7 @@ class AioClient:
         own = self._keyheat_own
         if lead is None or not lead.is_fill:
             return await own.execute_command(self, *args, **options)
-        return await filler(self, own, lead).execute_command(*args, **options)
+        return await own.execute_command(filler(self, own, lead), *args, **options)
 
     async def get_or_load(
         self, key: bytes | str, loader: Callable[[], Any], *, ttl: float | timedelta

@@ -79,9 +79,9 @@ def protect(
     binding.clients.add(own)
     if is_cluster:
         binding.follow(own.nodes_manager.slots_cache)
-    elif _reads_replicas(pool):
-        # What a replica says may be older than any bound we could prove.
-        own.keyheat.guard.switch_off()
+    if _own_cache(own) is not None or (not is_cluster and _reads_replicas(pool)):
+        # What a replica or a cache of the client's own says may be older than any bound we could prove.
+        handle.guard.switch_off()
     return cast("ClientT", own)
 
 
@@ -91,11 +91,6 @@ def _family_of_protectable(client: object) -> Family:
         raise ConfigError(
             f"protect: {type(client).__name__} cannot be protected; accepted: a client of redis-py or "
             "valkey-py (Redis, redis.asyncio.Redis, RedisCluster, redis.asyncio.RedisCluster)"
-        )
-    if _own_cache(client) is not None:
-        raise ConfigError(
-            "protect: the client has a cache of its own (cache_config), which keyheat cannot tell from the "
-            "server; accepted: a client without it"
         )
     return family
 

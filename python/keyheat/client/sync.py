@@ -70,7 +70,7 @@ class SyncClient:
         own = self._keyheat_own
         if lead is None or not lead.is_fill:
             return own.execute_command(self, *args, **options)
-        return filler(self, own, lead).execute_command(*args, **options)
+        return own.execute_command(filler(self, own, lead), *args, **options)
 
     def get_or_load(self, key: bytes | str, loader: Callable[[], Any], *, ttl: float | timedelta) -> Any:
         """The value under `key`, loaded from the source and stored if it is missing.

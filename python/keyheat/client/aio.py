@@ -7,37 +7,21 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from keyheat._keyheat import MISS, Guard, Join, Lead, slot
+from keyheat._keyheat import MISS, Guard, Join, Lead
 from keyheat.client import identity
-from keyheat.client.handle import Handle, reattach
-from keyheat.client.pipelines import queued, relieved_lock
+from keyheat.client.common import ProtectedClient, ProtectedCluster, filler
+from keyheat.client.pipelines import queued
 
 
-class AioClient:
+class AioClient(ProtectedClient):
     """What a protected client does before and after each command."""
-
-    keyheat: Handle
-    _keyheat_guard: Guard | None = None
-    _keyheat_loader: Any = None
-    _keyheat_own: type[Any]
 
     async def _keyheat_hot(self, guard: Guard, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """As `execute_command`, while some key is hot."""
         found = guard.enter(args, options)
-        if found is MISS:
-            return await self._keyheat_cold(guard, args, options)
-        if type(found) is Lead or type(found) is Join:
+        if found is MISS or type(found) is Lead or type(found) is Join:
             return await self._keyheat_read(guard, found, args, options)
         return found
-
-    async def _keyheat_cold(self, guard: Guard, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        try:
-            reply = await self._keyheat_send(None, args, options)
-        except BaseException:
-            guard.failed(args)
-            raise
-        guard.leave(args, reply)
-        return reply
 
     async def _keyheat_read(
         self, guard: Guard, found: Any, args: tuple[Any, ...], options: dict[str, Any]
@@ -48,7 +32,7 @@ class AioClient:
                 guard.count(args, reply)
                 return reply
             found = guard.enter(args, options)
-            if type(found) is not Lead and type(found) is not Join and found is not MISS:
+            if found is not MISS and type(found) is not Lead and type(found) is not Join:
                 return found
         lead = found if type(found) is Lead else None
         try:
@@ -67,7 +51,7 @@ class AioClient:
         own = self._keyheat_own
         if lead is None or not lead.is_fill:
             return await own.execute_command(self, *args, **options)
-        return await own.execute_command(filler(self, own, lead), *args, **options)
+        return await own.execute_command(filler(self, own, AioFill, lead), *args, **options)
 
     async def get_or_load(
         self, key: bytes | str, loader: Callable[[], Any], *, ttl: float | timedelta
@@ -78,10 +62,6 @@ class AioClient:
         """
         return await self.keyheat.loader_of(self).get_or_load_async(key, loader, ttl=ttl)
 
-    def cached(self, template: str, *, ttl: float | timedelta) -> Any:
-        """A decorator that keeps a coroutine function's results; as the blocking client's."""
-        return self.keyheat.loader_of(self).cached(template, ttl=ttl)
-
     async def aclose(self, *args: Any, **options: Any) -> Any:
         """As the client's own."""
         try:
@@ -89,39 +69,6 @@ class AioClient:
         finally:
             if self._keyheat_guard is not None:
                 self.keyheat.binding.closed(self)
-
-    def set_response_callback(self, command: Any, callback: Any) -> None:
-        """As the client's own. What is decoded in another way from now on is kept apart."""
-        super().set_response_callback(command, callback)  # type: ignore[misc]
-        if self._keyheat_guard is not None:
-            reattach(self)
-
-    def pipeline(self, *args: Any, **options: Any) -> Any:
-        """As the client's own."""
-        return self._keyheat_adopt(super().pipeline(*args, **options))  # type: ignore[misc]
-
-    def lock(self, *args: Any, **options: Any) -> Any:
-        """As the client's own; with `lock_relief`, a lock that stands in line."""
-        make = super().lock  # type: ignore[misc]
-        if self._keyheat_guard is None or self.keyheat.binding.relief is None:
-            return make(*args, **options)
-        return relieved_lock(self, make, args, options)
-
-    def client(self) -> Any:
-        """As the client's own: a client with one connection; protected as this one."""
-        own = super().client()  # type: ignore[misc]
-        if self._keyheat_guard is not None:
-            own.keyheat = Handle.attach(own, self.keyheat.binding)
-            own._keyheat_guard = own.keyheat.guard
-        return own
-
-    def _keyheat_adopt(self, pipeline: Any) -> Any:
-        if self._keyheat_guard is not None:
-            from keyheat.client.classes import pipeline_class  # noqa: PLC0415  knows this module
-
-            pipeline.__class__ = pipeline_class(type(pipeline))
-            pipeline._keyheat_guard = self._keyheat_guard
-        return pipeline
 
 
 async def _joined(join: Join, timeout_s: float) -> Any:
@@ -141,11 +88,7 @@ async def _joined(join: Join, timeout_s: float) -> Any:
 
 
 class AioFill:
-    """A client for one read whose value is to be kept: makes sure where it comes from.
-
-    It is the client itself under another class, sharing its `__dict__`, so that no other command pays for
-    a question that only a fill asks.
-    """
+    """A client for one read whose value is to be kept: makes sure where it comes from. See `filler`."""
 
     __slots__ = ()
 
@@ -167,20 +110,6 @@ class AioFill:
         """Nothing: what the client owns is the client's to close."""
 
 
-def filler(client: Any, own: type[Any], lead: Lead) -> Any:
-    """The client, for the read that `lead` stands for."""
-    if own not in _fillers:
-        names = {"__slots__": ("_keyheat_lead",), "__module__": own.__module__}
-        _fillers[own] = type(own.__name__, (AioFill, own), names)
-    twin = object.__new__(_fillers[own])
-    twin.__dict__ = client.__dict__
-    twin._keyheat_lead = lead
-    return twin
-
-
-_fillers: dict[type[Any], type[Any]] = {}
-
-
 async def _writer_to(conn: Any, process: str | None) -> Any:
     """The connection's stream if it leads to that server process; `None` if not, or if nobody can tell."""
     if getattr(conn, "_writer", None) is None:
@@ -199,7 +128,7 @@ async def _writer_to(conn: Any, process: str | None) -> Any:
             answer = await conn.read_response(disable_decoding=True)
             is_read = True
         except Exception as error:  # noqa: BLE001
-            is_read = any(cls.__name__ == "ResponseError" for cls in type(error).__mro__)
+            is_read = identity.is_refusal(error)
             if is_read:
                 identity.remember(writer, "")
             return None
@@ -211,10 +140,8 @@ async def _writer_to(conn: Any, process: str | None) -> Any:
     return writer if found == process else None
 
 
-class AioCluster(AioClient):
+class AioCluster(ProtectedCluster, AioClient):
     """As `AioClient`, for a Cluster: the value has to come from the node that tracks its key."""
-
-    _keyheat_slots: Any = None
 
     async def _keyheat_send(self, lead: Lead | None, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if lead is not None and (node := self._keyheat_home(lead, options)) is not None:
@@ -223,20 +150,6 @@ class AioCluster(AioClient):
             except Exception:  # noqa: BLE001  the client's own way knows about redirects and retries
                 lead.disown()
         return await self._keyheat_own.execute_command(self, *args, **options)
-
-    def _keyheat_home(self, lead: Lead, options: dict[str, Any]) -> Any:
-        """The node that tracks the key, if the client, too, takes it for the owner."""
-        place = slot(lead.key)
-        manager = self.nodes_manager  # type: ignore[attr-defined]
-        nodes = manager.slots_cache.get(place)
-        if not nodes or "target_nodes" in options:
-            lead.disown()
-            return None
-        if (str(nodes[0].host), int(nodes[0].port)) != lead.node:
-            lead.disown()
-            self.keyheat.binding.follow({place: nodes})
-            return None
-        return nodes[0] if lead.is_fill else None
 
 
 def command(own: type[Any]) -> Callable[..., Any]:
@@ -272,8 +185,7 @@ def cluster_command(own: type[Any]) -> Callable[..., Any]:
         reply = await plain(self, *args, **options)
         slots = self.nodes_manager.slots_cache
         if slots is not self._keyheat_slots and self._keyheat_guard is not None:
-            self._keyheat_slots = slots
-            self.keyheat.binding.follow(slots)
+            self._keyheat_follow(slots)
         return reply
 
     return execute_command

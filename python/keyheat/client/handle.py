@@ -23,9 +23,13 @@ class Handle:
         self.guard = guard
 
     @classmethod
-    def attach(cls, client: Any, binding: Binding) -> "Handle":
-        """Make the handle of a client."""
-        return cls(binding, guard_for(client, binding))
+    def give(cls, client: Any, binding: Binding) -> "Handle":
+        """Make the handle of a client, and give it to the client and its twin."""
+        handle = cls(binding, guard_for(client, binding))
+        for each in (client, getattr(client, "_keyheat_twin", client)):
+            each.keyheat = handle
+            each._keyheat_guard = handle.guard
+        return handle
 
     @property
     def binding(self) -> Binding:
@@ -111,13 +115,3 @@ class Handle:
     @shadow.setter
     def shadow(self, on: bool) -> None:
         self._binding.engine.set_switch("shadow", on)
-
-
-def reattach(client: Any) -> None:
-    """Give a client, and its twin, a new guard: its settings have changed what its replies are."""
-    for each in (client, getattr(client, "_keyheat_twin", client)):
-        was_off = not each.keyheat.guard.may_read_locally
-        each.keyheat = Handle.attach(each, each.keyheat.binding)
-        if was_off:
-            each.keyheat.guard.switch_off()
-        each._keyheat_guard = each.keyheat.guard

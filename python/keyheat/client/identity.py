@@ -24,3 +24,8 @@ def remember(socket: object, info: object) -> str:
     process = next(lines, "run_id:").removeprefix("run_id:").strip()
     _processes[socket] = process
     return process
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether the server answered, and said no, in either library: nothing is left to be read."""
+    return any(cls.__name__ == "ResponseError" for cls in type(error).__mro__)

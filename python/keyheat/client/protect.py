@@ -72,10 +72,7 @@ def protect(
         own.__class__ = client_class(family, type(own))
         # In the old dict its values lie as the old class laid them out, and are found more slowly.
         own.__dict__ = dict(own.__dict__)
-    handle = Handle.attach(own, binding)
-    for each in (own, getattr(own, "_keyheat_twin", own)):
-        each.keyheat = handle
-        each._keyheat_guard = handle.guard
+    handle = Handle.give(own, binding)
     binding.clients.add(own)
     if is_cluster:
         binding.follow(own.nodes_manager.slots_cache)
@@ -87,7 +84,7 @@ def protect(
 
 def _family_of_protectable(client: object) -> Family:
     family = family_of(client)
-    if family is None or _is_pipeline(family, client):
+    if family is None or isinstance(client, family.pipelines):
         raise ConfigError(
             f"protect: {type(client).__name__} cannot be protected; accepted: a client of redis-py or "
             "valkey-py (Redis, redis.asyncio.Redis, RedisCluster, redis.asyncio.RedisCluster)"
@@ -129,10 +126,6 @@ def _chosen(
     if plans is not None:
         options = options | {"plans": plans}
     return replace(settings or ClientSettings(), **options)
-
-
-def _is_pipeline(family: Family, client: object) -> bool:
-    return isinstance(client, family.pipelines)
 
 
 def _own_cache(client: Any) -> Any:

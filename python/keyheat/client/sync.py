@@ -10,38 +10,21 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from keyheat._keyheat import MISS, Guard, Join, Lead, slot
+from keyheat._keyheat import MISS, Guard, Join, Lead
 from keyheat.client import identity
-from keyheat.client.handle import Handle, reattach
-from keyheat.client.pipelines import queued, relieved_lock
+from keyheat.client.common import ProtectedClient, ProtectedCluster, filler
+from keyheat.client.pipelines import queued
 
 
-class SyncClient:
+class SyncClient(ProtectedClient):
     """What a protected client does before and after each command."""
-
-    keyheat: Handle
-    _keyheat_guard: Guard | None = None
-    _keyheat_loader: Any = None
-    _keyheat_own: type[Any]
-    _keyheat_pipeline: type[Any]
 
     def _keyheat_hot(self, guard: Guard, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """As `execute_command`, while some key is hot."""
         found = guard.enter(args, options)
-        if found is MISS:
-            return self._keyheat_cold(guard, args, options)
-        if type(found) is Lead or type(found) is Join:
+        if found is MISS or type(found) is Lead or type(found) is Join:
             return self._keyheat_read(guard, found, args, options)
         return found
-
-    def _keyheat_cold(self, guard: Guard, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        try:
-            reply = self._keyheat_send(None, args, options)
-        except BaseException:
-            guard.failed(args)
-            raise
-        guard.leave(args, reply)
-        return reply
 
     def _keyheat_read(self, guard: Guard, found: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if type(found) is Join:
@@ -51,7 +34,7 @@ class SyncClient:
                 return reply
             # The one who asked failed, or is slow. Whoever is first now asks for the others again.
             found = guard.enter(args, options)
-            if type(found) is not Lead and type(found) is not Join and found is not MISS:
+            if found is not MISS and type(found) is not Lead and type(found) is not Join:
                 return found
         lead = found if type(found) is Lead else None
         try:
@@ -70,7 +53,7 @@ class SyncClient:
         own = self._keyheat_own
         if lead is None or not lead.is_fill:
             return own.execute_command(self, *args, **options)
-        return own.execute_command(filler(self, own, lead), *args, **options)
+        return own.execute_command(filler(self, own, SyncFill, lead), *args, **options)
 
     def get_or_load(self, key: bytes | str, loader: Callable[[], Any], *, ttl: float | timedelta) -> Any:
         """The value under `key`, loaded from the source and stored if it is missing.
@@ -89,15 +72,6 @@ class SyncClient:
         """
         return self.keyheat.loader_of(self).get_or_load(key, loader, ttl=ttl)
 
-    def cached(self, template: str, *, ttl: float | timedelta) -> Any:
-        """A decorator that keeps a function's results under `template`, such as `"item:{id}"`.
-
-        Args:
-            template: The key, filled from the function's arguments by name.
-            ttl: Seconds, or a timedelta, for which a result is fresh.
-        """
-        return self.keyheat.loader_of(self).cached(template, ttl=ttl)
-
     def __del__(self) -> None:
         """As the client's own, unless the pool has an owner of its own."""
         if "_keyheat_owner" not in self.__dict__:
@@ -112,42 +86,6 @@ class SyncClient:
             if self._keyheat_guard is not None:
                 self.keyheat.binding.closed(self)
 
-    def set_response_callback(self, command: Any, callback: Any) -> None:
-        """As the client's own. What is decoded in another way from now on is kept apart."""
-        super().set_response_callback(command, callback)  # type: ignore[misc]
-        if self._keyheat_guard is not None:
-            reattach(self)
-
-    def pipeline(self, *args: Any, **options: Any) -> Any:
-        """As the client's own."""
-        return self._keyheat_adopt(super().pipeline(*args, **options))  # type: ignore[misc]
-
-    def lock(self, *args: Any, **options: Any) -> Any:
-        """As the client's own; with `lock_relief`, a lock that stands in line."""
-        make = super().lock  # type: ignore[misc]
-        if self._keyheat_guard is None or self.keyheat.binding.relief is None:
-            return make(*args, **options)
-        return relieved_lock(self, make, args, options)
-
-    def client(self) -> Any:
-        """As the client's own: a client with one connection; protected as this one."""
-        own = super().client()  # type: ignore[misc]
-        if self._keyheat_guard is not None:
-            own.keyheat = Handle.attach(own, self.keyheat.binding)
-            own._keyheat_guard = own.keyheat.guard
-        return own
-
-    def _keyheat_adopt(self, pipeline: Any) -> Any:
-        if self._keyheat_guard is not None:
-            pipeline.__class__ = self._keyheat_pipeline_class(type(pipeline))
-            pipeline._keyheat_guard = self._keyheat_guard
-        return pipeline
-
-    def _keyheat_pipeline_class(self, own: type[Any]) -> type[Any]:
-        from keyheat.client.classes import pipeline_class  # noqa: PLC0415  knows this module
-
-        return pipeline_class(own)
-
 
 def _joined(join: Join, timeout_s: float) -> Any:
     """The value of somebody else's read, or `MISS` where there is none in time.
@@ -161,11 +99,7 @@ def _joined(join: Join, timeout_s: float) -> Any:
 
 
 class SyncFill:
-    """A client for one read whose value is to be kept: makes sure where it comes from.
-
-    It is the client itself under another class, sharing its `__dict__`, so that no other command pays for
-    a question that only a fill asks.
-    """
+    """A client for one read whose value is to be kept: makes sure where it comes from. See `filler`."""
 
     __slots__ = ()
 
@@ -183,21 +117,6 @@ class SyncFill:
 
     def __del__(self) -> None:
         """Nothing: what the client owns is the client's to close."""
-
-
-def filler(client: Any, own: type[Any], lead: Lead) -> Any:
-    """The client, for the read that `lead` stands for."""
-    if own not in _fillers:
-        names = {"__slots__": ("_keyheat_lead",), "__module__": own.__module__}
-        _fillers[own] = type(own.__name__, (SyncFill, own), names)
-    filling = object.__new__(_fillers[own])
-    # Not the client's own dict, if it can be helped: to ask for it is to have its attributes moved there.
-    filling.__dict__ = getattr(client, "_keyheat_twin", client).__dict__
-    filling._keyheat_lead = lead
-    return filling
-
-
-_fillers: dict[type[Any], type[Any]] = {}
 
 
 class PoolOwner:
@@ -233,7 +152,7 @@ def _socket_to(conn: Any, process: str | None) -> Any:
             answer = conn.read_response(disable_decoding=True)
         except Exception as error:  # noqa: BLE001
             # A refusal leaves the connection as it was; anything else must not leave an answer behind.
-            if not _is_refusal(error):
+            if not identity.is_refusal(error):
                 conn.disconnect()
             else:
                 identity.remember(socket, "")
@@ -249,14 +168,8 @@ def connection_to(cluster: Any, node: Any) -> Any:
     return getter(node)
 
 
-def _is_refusal(error: Exception) -> bool:
-    return any(cls.__name__ == "ResponseError" for cls in type(error).__mro__)
-
-
-class SyncCluster(SyncClient):
+class SyncCluster(ProtectedCluster, SyncClient):
     """As `SyncClient`, for a Cluster: the value has to come from the node that tracks its key."""
-
-    _keyheat_slots: Any = None
 
     def _keyheat_send(self, lead: Lead | None, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if lead is not None and (node := self._keyheat_home(lead, options)) is not None:
@@ -267,20 +180,6 @@ class SyncCluster(SyncClient):
             except Exception:  # noqa: BLE001  the client's own way knows about redirects and retries
                 lead.disown()
         return self._keyheat_own.execute_command(self, *args, **options)
-
-    def _keyheat_home(self, lead: Lead, options: dict[str, Any]) -> Any:
-        """The node that tracks the key, if the client, too, takes it for the owner."""
-        place = slot(lead.key)
-        manager = self.nodes_manager  # type: ignore[attr-defined]
-        nodes = manager.slots_cache.get(place)
-        if not nodes or "target_nodes" in options:
-            lead.disown()
-            return None
-        if (str(nodes[0].host), int(nodes[0].port)) != lead.node:
-            lead.disown()
-            self.keyheat.binding.follow({place: nodes})
-            return None
-        return nodes[0] if lead.is_fill else None
 
 
 def command(own: type[Any]) -> Callable[..., Any]:
@@ -316,8 +215,7 @@ def cluster_command(own: type[Any]) -> Callable[..., Any]:
         reply = plain(self, *args, **options)
         slots = self.nodes_manager.slots_cache
         if slots is not self._keyheat_slots and self._keyheat_guard is not None:
-            self._keyheat_slots = slots
-            self.keyheat.binding.follow(slots)
+            self._keyheat_follow(slots)
         return reply
 
     return execute_command

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use keyheat_net::tls;
 use keyheat_resp::reply::{parse, Value};
+use keyheat_resp::tracking::is_primary;
 use keyheat_resp::{encode, Limits};
 
 use crate::topology::Node;
@@ -30,11 +31,9 @@ pub trait Wire: Read + Write + Send {
 
 /// A connection.
 pub enum Dialed {
-    /// A plain socket, TCP or Unix.
+    /// A plain socket, TCP or Unix, authenticated.
     Fd(OwnedFd),
-    /// Anything else.
-    Wire(Box<dyn Wire>),
-    /// The same, and nobody has logged in yet.
+    /// Anything else, and nobody has logged in yet.
     Fresh(Box<dyn Wire>, Login),
 }
 
@@ -126,7 +125,6 @@ pub(crate) fn open(
     let (wire, login): (Box<dyn Wire>, _) = match connector.dial(node, timeout)? {
         // Reading and writing a socket is the same for every family.
         Dialed::Fd(fd) => (Box::new(std::net::TcpStream::from(fd)), Login::default()),
-        Dialed::Wire(wire) => (wire, Login::default()),
         Dialed::Fresh(wire, login) => (wire, login),
     };
     wire.set_waiting(Some(timeout)).map_err(broken)?;
@@ -267,14 +265,6 @@ fn refused(what: &str, why: &[u8]) -> Refusal {
         Refusal::Unreachable(why)
     } else {
         Refusal::Refused(why)
-    }
-}
-
-/// Whether a reply to `ROLE` is a primary's.
-pub(crate) fn is_primary(role: &Value) -> bool {
-    match role {
-        Value::Array(items) => matches!(items.first(), Some(Value::Bulk(b)) if b == b"master"),
-        _ => false,
     }
 }
 

@@ -31,11 +31,12 @@ use arc_swap::ArcSwap;
 use keyheat_core::cache::{Found, LocalCache, Lookup, SourceId, Stored, Token, Ttl};
 use keyheat_core::detect::Nominator;
 use keyheat_core::fence::WriteEpochs;
-use keyheat_core::hash::KeyHasher;
+use keyheat_core::hash::{ByHash, KeyHasher};
 use keyheat_core::hotset::HotSet;
 use keyheat_core::window::{Access, Totals, Window};
 use keyheat_core::Nanos;
 use keyheat_net::clock::{self, MS, SEC};
+use keyheat_net::lock;
 use keyheat_resp::command::Cacheable;
 use mio::{Poll, Waker};
 
@@ -45,7 +46,6 @@ use crate::settings::Settings;
 use crate::stats::Stats;
 use crate::topology::{Node, Topology};
 use crate::tracker::{self, Message};
-use crate::{lock, ByHash};
 
 /// Counting windows; see the module's description.
 const WINDOWS: usize = 2;
@@ -113,8 +113,26 @@ pub struct Switches {
     pub local_cache: AtomicBool,
     /// Let callers join a read under way.
     pub coalesce: AtomicBool,
+    /// Send reads to copies.
+    pub copies: AtomicBool,
+    /// Send reads to replicas.
+    pub replica_reads: AtomicBool,
     /// Measure, and apply nothing.
     pub shadow: AtomicBool,
+}
+
+impl Switches {
+    /// All switches by their names.
+    pub fn named(&self) -> [(&'static str, &AtomicBool); 6] {
+        [
+            ("counting", &self.counting),
+            ("local_cache", &self.local_cache),
+            ("coalesce", &self.coalesce),
+            ("copies", &self.copies),
+            ("replica_reads", &self.replica_reads),
+            ("shadow", &self.shadow),
+        ]
+    }
 }
 
 impl Default for Switches {
@@ -123,6 +141,8 @@ impl Default for Switches {
             counting: AtomicBool::new(true),
             local_cache: AtomicBool::new(true),
             coalesce: AtomicBool::new(true),
+            copies: AtomicBool::new(true),
+            replica_reads: AtomicBool::new(true),
             shadow: AtomicBool::new(false),
         }
     }
@@ -146,6 +166,10 @@ pub struct HotPlan {
     pub local_cache: bool,
     /// Reads of it that are under way may be shared.
     pub coalesce: bool,
+    /// Reads of it that go to the server may go to copies.
+    pub copies: bool,
+    /// Reads of it that go to the server may go to replicas.
+    pub replica_reads: bool,
 }
 
 /// The hot set and what is done for its keys.
@@ -302,11 +326,12 @@ impl<V> Drop for Engine<V> {
 }
 
 impl<V> Shared<V> {
-    /// Leaves a message for the tracker. Returns false where its inbox is full.
+    /// Leaves a message for the tracker. Returns false where its inbox is full; what nobody would say
+    /// again is taken even then.
     pub(crate) fn tell(&self, message: Message) -> bool {
         {
             let mut inbox = lock(&self.inbox);
-            if inbox.len() >= INBOX_MAX && !matches!(message, Message::Stop) {
+            if inbox.len() >= INBOX_MAX && message.is_asked_again() {
                 return false;
             }
             inbox.push(message);
@@ -535,6 +560,7 @@ impl<V: Clone> Shared<V> {
                 let all = HotPlan {
                     local_cache: true,
                     coalesce: true,
+                    ..HotPlan::default()
                 };
                 return self.read_hot(query, all, false, now);
             }
@@ -776,11 +802,7 @@ impl<V: Clone> Shared<V> {
     /// A reader's connection turned out to lead elsewhere, or the value cannot be kept: the key is left
     /// alone for a while.
     fn is_not_worth(&self, key_hash: u64, now: Nanos) {
-        let mut cached = lock(&self.cached);
-        if cached.not_worth.len() >= REMEMBERED_MAX {
-            cached.not_worth.clear();
-        }
-        cached.not_worth.insert(key_hash, now + NOT_WORTH);
+        lock(&self.cached).leave_alone(key_hash, now);
     }
 
     /// The topology as the client library sees it has changed: `change` is applied to a copy.
@@ -840,6 +862,20 @@ impl<V: Clone> Shared<V> {
         hot.plans.get(&key_hash).copied().unwrap_or_default()
     }
 
+    /// What is done for a read of a key that goes to the server, by the plan and the switches.
+    pub fn routing(&self, key_hash: u64, now: Nanos) -> HotPlan {
+        let plan = self.plan(key_hash);
+        let is_routed = plan.copies || plan.replica_reads;
+        if !is_routed || self.switches.shadow.load(Relaxed) || self.is_lock(key_hash, now) {
+            return HotPlan::default();
+        }
+        HotPlan {
+            copies: plan.copies && self.switches.copies.load(Relaxed),
+            replica_reads: plan.replica_reads && self.switches.replica_reads.load(Relaxed),
+            ..HotPlan::default()
+        }
+    }
+
     /// How old the proof of the key's node is.
     pub fn proof_age(&self, key: &[u8], now: Nanos) -> Option<Nanos> {
         let node = self.topology.load().owner(key)?;
@@ -879,19 +915,27 @@ impl<V: Clone> Cached<V> {
         self.locks.get(&key_hash).is_some_and(|until| now < *until)
     }
 
+    /// No value of the key is kept for a while.
+    fn leave_alone(&mut self, key_hash: u64, now: Nanos) {
+        if self.not_worth.len() >= REMEMBERED_MAX {
+            self.not_worth.clear();
+        }
+        self.not_worth.insert(key_hash, now + NOT_WORTH);
+    }
+
     /// A key's fields were asked for: `is_stable` where none of them expires on its own.
     pub(crate) fn on_fields(&mut self, token: &Token, identity: u64, is_stable: bool, now: Nanos) {
         if is_stable {
             self.fields.insert(identity, Some(token.clone()));
         } else {
             self.fields.remove(&identity);
-            self.not_worth.insert(token.key_hash(), now + NOT_WORTH);
+            self.leave_alone(token.key_hash(), now);
         }
     }
 
     /// A key's registration was refused: it is left alone for a while.
     pub(crate) fn on_refused(&mut self, token: &Token, now: Nanos) {
-        self.not_worth.insert(token.key_hash(), now + NOT_WORTH);
+        self.leave_alone(token.key_hash(), now);
         self.cache.forget(token);
     }
 
@@ -924,8 +968,7 @@ impl<V: Clone> Lead<V> {
     }
 
     /// Hands in what the server said; `bytes` is what `value` holds in memory, `None` where it cannot
-    /// be kept or shared. Whoever joined is told: those who wait at once, the others by what is returned,
-    /// each to be called.
+    /// be kept or shared. Whoever joined is told by what is returned, each to be called.
     pub fn end(mut self, query: &Query<'_>, value: Option<(V, usize)>, now: Nanos) -> Vec<OnEnd> {
         if let Some((token, found)) = self.fill.take() {
             match &value {
@@ -1000,3 +1043,6 @@ fn identity(query: &Query<'_>) -> u64 {
 pub fn now() -> Nanos {
     clock::now()
 }
+
+#[cfg(test)]
+mod tests;

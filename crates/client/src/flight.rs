@@ -9,13 +9,11 @@
 //! A flight ends once: with a value, or without one when its leader failed or went away. Those who
 //! waited then look after themselves.
 
-use std::sync::{Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Mutex;
 
 use keyheat_core::fence::EpochStamp;
 use keyheat_core::Nanos;
-
-use crate::lock;
+use keyheat_net::lock;
 
 /// Called when a flight has ended, by whoever ended it.
 pub type OnEnd = Box<dyn FnOnce() + Send>;
@@ -33,7 +31,6 @@ pub struct Flight<V> {
     pub(crate) begun_at: Nanos,
     pub(crate) stamp: EpochStamp,
     state: Mutex<State<V>>,
-    ended: Condvar,
 }
 
 impl<V> std::fmt::Debug for Flight<V> {
@@ -57,7 +54,6 @@ impl<V: Clone> Flight<V> {
             begun_at,
             stamp,
             state: Mutex::new(State::Aloft(Vec::new())),
-            ended: Condvar::new(),
         }
     }
 
@@ -66,25 +62,6 @@ impl<V: Clone> Flight<V> {
         match &*lock(&self.state) {
             State::Aloft(_) => None,
             State::Landed(value) => Some(value.clone()),
-        }
-    }
-
-    /// Waits for the end, at most so long. `None` where there is no value, by then or at all.
-    pub fn wait(&self, timeout: Duration) -> Option<V> {
-        let until = Instant::now() + timeout;
-        let mut state = lock(&self.state);
-        loop {
-            if let State::Landed(value) = &*state {
-                return value.clone();
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return None;
-            }
-            state = match self.ended.wait_timeout(state, left) {
-                Ok((state, _)) => state,
-                Err(poisoned) => poisoned.into_inner().0,
-            };
         }
     }
 
@@ -107,8 +84,6 @@ impl<V: Clone> Flight<V> {
         };
         let waiting = std::mem::take(waiting);
         *state = State::Landed(value);
-        drop(state);
-        self.ended.notify_all();
         waiting
     }
 }
@@ -118,7 +93,8 @@ mod tests {
     use super::*;
     use keyheat_core::fence::WriteEpochs;
     use std::sync::atomic::{AtomicU32, Ordering};
-    use std::sync::Arc;
+    use std::sync::{mpsc, Arc};
+    use std::time::Duration;
 
     fn flight() -> Arc<Flight<u32>> {
         let stamp = WriteEpochs::new(1).stamp(0);
@@ -128,16 +104,21 @@ mod tests {
     #[test]
     fn those_who_wait_get_the_value() {
         let flight = flight();
-        let waiter = Arc::clone(&flight);
-        let waiting = std::thread::spawn(move || waiter.wait(Duration::from_secs(10)));
-        flight.land(Some(7));
-        assert_eq!(waiting.join().unwrap(), Some(7));
+        let (end, ended) = mpsc::channel();
+        flight.on_end(Box::new(move || {
+            let _ = end.send(());
+        }));
+        let leader = Arc::clone(&flight);
+        let landing =
+            std::thread::spawn(move || leader.land(Some(7)).into_iter().for_each(|f| f()));
+        ended.recv_timeout(Duration::from_secs(10)).unwrap();
         assert_eq!(flight.landed(), Some(Some(7)));
+        landing.join().unwrap();
     }
 
     #[test]
-    fn a_wait_ends_with_its_budget() {
-        assert_eq!(flight().wait(Duration::from_millis(1)), None);
+    fn there_is_no_value_before_the_end() {
+        assert_eq!(flight().landed(), None);
     }
 
     #[test]
@@ -154,6 +135,6 @@ mod tests {
         assert!(flight.land(Some(1)).is_empty());
         flight.on_end(call());
         assert_eq!(CALLS.load(Ordering::SeqCst), 2);
-        assert_eq!(flight.wait(Duration::from_secs(10)), None);
+        assert_eq!(flight.landed(), Some(None));
     }
 }

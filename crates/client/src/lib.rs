@@ -31,14 +31,3 @@ pub use engine::{Engine, Lead, Query, Read, Writes};
 pub use flight::Flight;
 pub use settings::Settings;
 pub use topology::{Node, Topology};
-
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// A map keyed by key hash.
-pub(crate) type ByHash<V> =
-    hashbrown::HashMap<u64, V, std::hash::BuildHasherDefault<keyheat_core::hash::HashOfHash>>;
-
-/// Takes a lock whose holder cannot have left it half-done.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

@@ -320,3 +320,11 @@ fn sources_nobody_has_are_down() {
     cache.invalidate_all(none);
     assert!(!cache.is_up(none) && cache.is_idle(none) && cache.begin(none, b"k", 1).is_none());
 }
+
+#[test]
+fn an_expiry_past_the_end_of_the_clock_never_comes() {
+    assert_eq!(Ttl::after(7, 2), Ttl::At(2_000_007));
+    for ms in [u64::MAX, u64::MAX / 1_000_000] {
+        assert_eq!(Ttl::after(u64::MAX / 2, ms), Ttl::At(Nanos::MAX), "{ms}");
+    }
+}

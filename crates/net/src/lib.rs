@@ -1,4 +1,7 @@
-//! What the proxy and the client both need of the outside: the clock, and streams that are encrypted.
+//! What the proxy and the client both need of the outside: the clock, locks, and streams that are encrypted.
 
 pub mod clock;
+mod lock;
 pub mod tls;
+
+pub use lock::lock;

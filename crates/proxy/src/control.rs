@@ -13,16 +13,17 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use keyheat_core::detect::{Detector, DetectorSettings, ShardReport};
+use keyheat_core::hash::ByHash;
 use keyheat_core::hotset::HotSet;
 use keyheat_resp::slot;
 use mio::Waker;
 
-use crate::hotview::{HashMap64, HotPlan, HotView};
+use crate::hotview::{HotPlan, HotView};
 use crate::settings::Settings;
 use crate::shard::{Hits, PollReply, ToShard};
 use crate::stats::ShardStats;
 use crate::topology::{Topology, Watcher};
-use keyheat_net::clock;
+use keyheat_net::{clock, lock};
 
 /// How often the detector judges without being asked.
 const TICK: Duration = Duration::from_millis(100);
@@ -87,8 +88,8 @@ pub(crate) struct HitRate {
 #[derive(Default)]
 pub(crate) struct HotNow {
     pub set: Arc<HotSet>,
-    pub hits: HashMap64<HitRate>,
-    pub plans: HashMap64<HotPlan>,
+    pub hits: ByHash<HitRate>,
+    pub plans: ByHash<HotPlan>,
 }
 
 /// What control shares with the API.
@@ -104,22 +105,15 @@ pub(crate) struct Shared {
     pub started: Instant,
 }
 
-/// Takes a lock whose holder cannot have left it half-done.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
 pub(crate) struct Control {
     shared: Arc<Shared>,
     shards: Vec<ShardHandle>,
     inbox: Receiver<ToControl>,
     watcher: Sender<()>,
     detector: Detector,
-    last_hits: HashMap64<u64>,
+    last_hits: ByHash<u64>,
     last_poll: Instant,
-    sent_plans: HashMap64<HotPlan>,
+    sent_plans: ByHash<HotPlan>,
 }
 
 impl Control {
@@ -148,9 +142,9 @@ impl Control {
             inbox,
             watcher,
             detector: Detector::new(rules, settings),
-            last_hits: HashMap64::default(),
+            last_hits: ByHash::default(),
             last_poll: Instant::now(),
-            sent_plans: HashMap64::default(),
+            sent_plans: ByHash::default(),
         })
     }
 
@@ -257,7 +251,7 @@ impl Control {
         drop(sender);
         let until = Instant::now() + POLL_TIMEOUT;
         let mut reports: Vec<ShardReport> = Vec::with_capacity(self.shards.len());
-        let mut hits: HashMap64<Hits> = HashMap64::default();
+        let mut hits: ByHash<Hits> = ByHash::default();
         while reports.len() < self.shards.len() {
             let left = until.saturating_duration_since(Instant::now());
             let Ok(PollReply { report, hits: some }) = replies.recv_timeout(left) else {
@@ -282,9 +276,9 @@ impl Control {
         self.publish(&hits, is_tick);
     }
 
-    fn publish(&mut self, hits: &HashMap64<Hits>, is_tick: bool) {
+    fn publish(&mut self, hits: &ByHash<Hits>, is_tick: bool) {
         let set = self.detector.hot_set();
-        let mut plans = HashMap64::default();
+        let mut plans = ByHash::default();
         for key in set.iter() {
             let was = self.sent_plans.get(&key.key_hash).copied();
             let pays = self.pays(key.heat.reads_per_s, key.heat.writes_per_s, was);
@@ -318,7 +312,7 @@ impl Control {
             };
             (key.key_hash, rate)
         });
-        let rates: HashMap64<HitRate> = rates.collect();
+        let rates: ByHash<HitRate> = rates.collect();
         if is_tick {
             self.last_hits = rates.iter().map(|(&h, r)| (h, r.count)).collect();
         }

@@ -16,9 +16,9 @@ use hyper_util::rt::TokioIo;
 use serde_json::{json, Value};
 use tokio::sync::oneshot;
 
-use crate::control::{lock, Shared};
+use crate::control::Shared;
 use crate::stats::sums;
-use keyheat_net::clock;
+use keyheat_net::{clock, lock};
 
 /// Serves until `stop` is dropped or fired.
 pub(crate) fn serve(

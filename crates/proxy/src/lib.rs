@@ -37,9 +37,10 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use keyheat_core::detect::Nominator;
 use keyheat_core::fence::WriteEpochs;
 use keyheat_core::hash::KeyHasher;
+use keyheat_net::lock;
 use mio::{Poll, Waker};
 
-use control::{lock, Control, ShardHandle, Shared, ToControl};
+use control::{Control, ShardHandle, Shared, ToControl};
 use listen::Acceptor;
 use settings::Settings;
 use shard::{Shard, ShardParts, ToShard};

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use keyheat_core::rule::spec::{self, RuleSettings};
-use keyheat_core::rule::RuleSet;
+use keyheat_core::rule::{Rule, RuleSet};
 use keyheat_core::window::WindowSettings;
 use serde::Deserialize;
 
@@ -161,9 +161,17 @@ impl Settings {
     /// # Errors
     /// A sentence that names the rule and what is wrong with it.
     pub fn rule_set(&self) -> Result<RuleSet, String> {
-        match &self.rules {
-            Some(rules) => spec::rule_set(rules),
-            None => Ok(RuleSet::default()),
+        let Some(rules) = &self.rules else {
+            return Ok(RuleSet::default());
+        };
+        let set = spec::rule_set(rules)?;
+        let is_unknown = |rule: &&Rule| rule.plan.copies || rule.plan.replica_reads;
+        match set.rules().iter().find(is_unknown) {
+            Some(rule) => Err(format!(
+                "rule {:?}: plan: accepted in a proxy: local_cache, coalesce",
+                rule.name
+            )),
+            None => Ok(set),
         }
     }
 

@@ -16,6 +16,7 @@
 //! - [`slot`]: the Cluster slot of a key.
 //! - [`reply`]: frames what a server sends, as a stream ([`reply::ReplyScanner`]) or as owned
 //!   values ([`reply::parse`]).
+//! - [`tracking`]: what is said on a connection that tracks keys.
 //! - [`encode`]: appends requests and replies to a buffer.
 //! - [`Limits`] and [`ProtocolError`]: how much is accepted, and what is said when it is too much.
 //!
@@ -33,6 +34,7 @@ mod number;
 pub mod reply;
 pub mod request;
 pub mod slot;
+pub mod tracking;
 
 pub use encode::Protocol;
 pub use error::{ErrorKind, ProtocolError};

@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use keyheat_core::cache::{Found, SourceId, Token, Ttl};
 use keyheat_core::Nanos;
-use keyheat_net::clock::MS;
+use keyheat_net::lock;
 use keyheat_resp::reply::{parse, Value};
+use keyheat_resp::tracking::{invalidation, is_primary, Invalidation};
 use keyheat_resp::{encode, Limits};
 
-use crate::connect::{info_field, is_primary, Wire};
+use crate::connect::{info_field, Wire};
 use crate::engine::Shared;
-use crate::lock;
 
 /// Most bytes of answers held at once; ours are all small.
 const INBOX_MAX: usize = 4 << 20;
@@ -41,7 +41,6 @@ pub(super) struct Conn {
     pending: VecDeque<Pending>,
     is_beat_good: bool,
     pub beaten_at: Nanos,
-    pub is_registered: bool,
     /// Something was registered while no heartbeat was due.
     pub has_first: bool,
     /// How many clients track the server, when it has just said so.
@@ -57,7 +56,6 @@ impl Conn {
             pending: VecDeque::new(),
             is_beat_good: false,
             beaten_at: 0,
-            is_registered: false,
             has_first: false,
             census: None,
         }
@@ -267,23 +265,21 @@ fn on_push<V: Clone>(shared: &Shared<V>, source: SourceId, parts: &[Value]) {
     if shared.is_deaf.load(Relaxed) {
         return;
     }
-    match (parts.first(), parts.get(1)) {
-        (Some(Value::Bulk(kind)), Some(Value::Array(keys))) if kind == b"invalidate" => {
+    match invalidation(parts) {
+        Some(Invalidation::Keys(keys)) => {
             for key in keys {
-                if let Value::Bulk(key) = key {
-                    shared.stats.invalidations.add(1);
-                    let hash = shared.hash(key);
-                    lock(&shared.cached).cache.invalidate(source, hash, key);
-                }
+                shared.stats.invalidations.add(1);
+                let hash = shared.hash(key);
+                lock(&shared.cached).cache.invalidate(source, hash, key);
             }
         }
-        (Some(Value::Bulk(kind)), _) if kind == b"invalidate" => {
+        Some(Invalidation::All) => {
             shared.stats.invalidations.add(1);
             let mut cached = lock(&shared.cached);
             cached.cache.invalidate_all(source);
             cached.forget_fields();
         }
-        _ => {}
+        None => {}
     }
 }
 
@@ -293,7 +289,7 @@ fn found(value: &Value, sent_at: Nanos) -> Option<Found> {
         return None;
     };
     let expiry = match u64::try_from(*ms) {
-        Ok(ms) => Ttl::At(sent_at.saturating_add(ms.saturating_mul(MS))),
+        Ok(ms) => Ttl::after(sent_at, ms),
         Err(_) => Ttl::None,
     };
     Some(Found {

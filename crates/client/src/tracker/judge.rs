@@ -7,12 +7,13 @@
 use std::time::Duration;
 
 use keyheat_core::detect::{Detector, DetectorSettings, ShardReport};
+use keyheat_core::hash::ByHash;
 use keyheat_core::Nanos;
 use keyheat_net::clock::{self, MS};
+use keyheat_net::lock;
 
 use crate::engine::{HotPlan, Shared};
 use crate::settings::Settings;
-use crate::{lock, ByHash};
 
 /// How often is judged without being asked.
 const TICK: Nanos = 100 * MS;
@@ -134,6 +135,8 @@ impl Judge {
             let plan = HotPlan {
                 local_cache: key.plan.local_cache && is_paying,
                 coalesce: key.plan.coalesce,
+                copies: key.plan.copies,
+                replica_reads: key.plan.replica_reads,
             };
             plans.insert(key.key_hash, plan);
         }

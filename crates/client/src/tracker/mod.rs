@@ -28,13 +28,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyheat_core::cache::{SourceId, Token};
+use keyheat_core::hash::ByHash;
 use keyheat_core::Nanos;
 use keyheat_net::clock::{self, MS, SEC};
+use keyheat_net::lock;
 use mio::{Events, Interest, Poll};
 
 use crate::connect::{self, Connector, Ready, Refusal};
 use crate::engine::Shared;
-use crate::lock;
 use crate::topology::Node;
 use conn::Conn;
 use judge::Judge;
@@ -53,6 +54,10 @@ const CENSUS_EVERY: Nanos = 10 * SEC;
 const STUCK: Nanos = SEC;
 /// Readers who find a proof lapsed hasten a heartbeat at most so often.
 const HURRY_EVERY: Nanos = 2 * MS;
+/// After a failure a node is left alone so long, after the next twice as long…
+const BACKOFF_MIN: Nanos = 20 * MS;
+/// …and never longer than this.
+const BACKOFF_MAX: Nanos = 2 * SEC;
 /// How long a refusal is believed.
 const REFUSED_FOR: Nanos = 10 * SEC;
 
@@ -90,8 +95,22 @@ pub(crate) enum Message {
     Stop,
 }
 
+impl Message {
+    /// Whether it may be lost, because the next reader says it again.
+    pub fn is_asked_again(&self) -> bool {
+        match self {
+            Self::Nominate { .. }
+            | Self::Want { .. }
+            | Self::Register { .. }
+            | Self::Fields { .. } => true,
+            // A lost one would leave its node for ever waiting to be connected.
+            Self::Opened { .. } | Self::Rest | Self::Topology | Self::Stop => false,
+        }
+    }
+}
+
 /// How a connection attempt ended.
-pub(crate) struct Opened(Result<Ready, Refusal>);
+pub(crate) struct Opened(pub Result<Ready, Refusal>);
 
 impl std::fmt::Debug for Opened {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -109,6 +128,19 @@ struct NodeState {
     not_before: Nanos,
     next_census: Nanos,
     tracking_clients: u64,
+}
+
+impl NodeState {
+    /// A connection failed, or could not be had. Returns how long the next attempt waits.
+    fn back_off(&mut self) -> Nanos {
+        self.backoff = (self.backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX);
+        self.backoff
+    }
+
+    /// Whether something was asked that is not answered yet.
+    fn is_waiting(&self) -> bool {
+        self.conn.as_ref().is_some_and(Conn::is_waiting)
+    }
 }
 
 pub(crate) struct Tracker<V> {
@@ -183,8 +215,7 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
         }
         let nodes: Vec<u32> = self.nodes.keys().copied().collect();
         nodes.into_iter().for_each(|node| self.down(node));
-        self.shared
-            .publish(Arc::default(), crate::ByHash::default());
+        self.shared.publish(Arc::default(), ByHash::default());
     }
 
     fn timeout(&self, now: Nanos) -> Option<Duration> {
@@ -299,10 +330,10 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
                 self.up(number, ready, now);
             }
             Err(refusal) => {
-                state.backoff = (state.backoff * 2).clamp(20 * MS, 2 * SEC);
+                let backoff = state.back_off();
                 state.not_before = now
                     + match refusal {
-                        Refusal::Unreachable(_) => state.backoff,
+                        Refusal::Unreachable(_) => backoff,
                         Refusal::Refused(_) => REFUSED_FOR,
                     };
                 self.refuse(number, refusal.why());
@@ -311,7 +342,7 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
     }
 
     fn up(&mut self, number: u32, ready: Ready, now: Nanos) {
-        let mut conn = Conn::new(ready.wire, ready.rest);
+        let conn = Conn::new(ready.wire, ready.rest);
         let token = mio::Token(number as usize + 1);
         let interest = Interest::READABLE | Interest::WRITABLE;
         let fd = conn.fd();
@@ -319,7 +350,6 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
         if let Err(e) = self.poll.registry().register(&mut source, token, interest) {
             return self.refuse(number, &e.to_string());
         }
-        conn.is_registered = true;
         tracing::debug!(server = ready.peer.server, "tracking connection opened");
         lock(&self.shared.refusals).remove(&u64::from(number));
         self.shared.stats.tracking_opened.add(1);
@@ -373,31 +403,27 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
     fn lose(&mut self, number: u32, why: &str, now: Nanos) {
         self.down(number);
         let state = self.nodes.entry(number).or_default();
-        state.backoff = (state.backoff * 2).clamp(20 * MS, 2 * SEC);
-        state.not_before = now + state.backoff;
+        state.not_before = now + state.back_off();
         self.refuse(number, why);
     }
 
     fn on_event(&mut self, number: u32, now: Nanos) {
-        let Some(conn) = self.nodes.get_mut(&number).and_then(|s| s.conn.as_mut()) else {
+        let Some(state) = self.nodes.get_mut(&number) else {
+            return;
+        };
+        let Some(conn) = state.conn.as_mut() else {
             return;
         };
         if let Err(why) = conn.receive(&self.shared, SourceId(number), now) {
             self.lose(number, &why, now);
             return;
         }
-        if conn.has_first {
+        if std::mem::take(&mut conn.has_first) {
             // The first thing to be cached here: without a heartbeat it could not be served.
-            conn.has_first = false;
             self.next_beat = now;
         }
-        let Some(conn) = self.nodes.get_mut(&number).and_then(|s| s.conn.as_mut()) else {
-            return;
-        };
         if let Some(clients) = conn.census.take() {
-            if let Some(state) = self.nodes.get_mut(&number) {
-                state.tracking_clients = clients;
-            }
+            state.tracking_clients = clients;
             self.set_bound();
         }
     }
@@ -471,8 +497,7 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
             next = Some(next.unwrap_or(Nanos::MAX).min(conn.beaten_at + interval));
         }
         // A connection that is asked something must be seen to be stuck, beats or not.
-        let is_waiting = |s: &NodeState| s.conn.as_ref().is_some_and(Conn::is_waiting);
-        if next.is_none() && self.nodes.values().any(is_waiting) {
+        if next.is_none() && self.nodes.values().any(NodeState::is_waiting) {
             next = Some(now + STUCK / 4);
         }
         self.next_beat = next.map_or(0, |next| next.max(now + MS));
@@ -534,11 +559,8 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
         for (number, why) in lost {
             self.lose(number, &why, now);
         }
-        if self.next_beat == 0 {
-            let is_waiting = |s: &NodeState| s.conn.as_ref().is_some_and(Conn::is_waiting);
-            if self.nodes.values().any(is_waiting) {
-                self.next_beat = now + self.interval(0).max(MS);
-            }
+        if self.next_beat == 0 && self.nodes.values().any(NodeState::is_waiting) {
+            self.next_beat = now + self.interval(0).max(MS);
         }
     }
 }

@@ -158,6 +158,14 @@ pub enum Ttl {
     At(Nanos),
 }
 
+impl Ttl {
+    /// In so many milliseconds, counted from `sent_at`, when that was asked for. One that lies past the
+    /// end of the clock never comes.
+    pub fn after(sent_at: Nanos, ms: u64) -> Self {
+        Self::At(sent_at.saturating_add(ms.saturating_mul(1_000_000)))
+    }
+}
+
 /// What became of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {

@@ -125,6 +125,10 @@ pub enum Remedy {
     LocalCache,
     /// Let callers share a read that is under way.
     Coalesce,
+    /// Keep copies on the other primaries of a Cluster, and spread the reads over them.
+    Copies,
+    /// Read from replicas that are fresh enough.
+    ReplicaReads,
 }
 
 /// The remedies switched on for a hot key. The default switches nothing on.
@@ -135,6 +139,10 @@ pub struct Plan {
     pub local_cache: bool,
     /// Callers share a read that is under way. (A proxy does so for what it caches, asked or not.)
     pub coalesce: bool,
+    /// Reads that go to the server are spread over copies.
+    pub copies: bool,
+    /// Reads that go to the server go to replicas.
+    pub replica_reads: bool,
 }
 
 impl Plan {
@@ -145,6 +153,8 @@ impl Plan {
             match remedy {
                 Remedy::LocalCache => plan.local_cache = true,
                 Remedy::Coalesce => plan.coalesce = true,
+                Remedy::Copies => plan.copies = true,
+                Remedy::ReplicaReads => plan.replica_reads = true,
             }
         }
         plan

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Level, Metric, Pattern, Plan, Rule, RuleSet};
+use super::{Level, Metric, Pattern, Plan, Remedy, Rule, RuleSet};
 
 /// One rule, as written by an operator.
 #[derive(Debug, Clone, Deserialize)]
@@ -23,7 +23,7 @@ pub struct RuleSettings {
     /// How long a key stays in the hot set after it fell below its exit levels, in milliseconds.
     #[serde(default = "default_cooling_ms")]
     pub cooling_ms: u64,
-    /// The remedies: `local_cache`, `coalesce`.
+    /// The remedies: `local_cache`, `coalesce`, `copies`, `replica_reads`.
     #[serde(default)]
     pub plan: Vec<RemedySettings>,
 }
@@ -50,6 +50,10 @@ pub enum RemedySettings {
     LocalCache,
     /// Let callers share a read that is under way.
     Coalesce,
+    /// Spread reads over copies on the other primaries of a Cluster.
+    Copies,
+    /// Read from replicas.
+    ReplicaReads,
 }
 
 /// What a level measures.
@@ -123,9 +127,13 @@ fn rule(r: &RuleSettings) -> Result<Rule, String> {
         enter_share: l.enter_share,
         exit_share: l.exit_share.unwrap_or(l.enter_share / 2.0),
     });
-    let mut plan = Plan::default();
-    plan.local_cache = r.plan.contains(&RemedySettings::LocalCache);
-    plan.coalesce = r.plan.contains(&RemedySettings::Coalesce);
+    let remedies = r.plan.iter().map(|remedy| match remedy {
+        RemedySettings::LocalCache => Remedy::LocalCache,
+        RemedySettings::Coalesce => Remedy::Coalesce,
+        RemedySettings::Copies => Remedy::Copies,
+        RemedySettings::ReplicaReads => Remedy::ReplicaReads,
+    });
+    let plan = Plan::of(&remedies.collect::<Vec<_>>());
     Ok(Rule {
         name: r.name.as_str().into(),
         pattern,

@@ -412,7 +412,7 @@ impl Shard {
                 self.missing.insert(fill.key_hash, ());
                 Some(Ttl::None)
             }
-            Some(ms) if ms > 0 => Some(Ttl::At(pending.sent_at + ms as u64 * MS)),
+            Some(ms) if ms > 0 => Some(Ttl::after(pending.sent_at, ms as u64)),
             _ => None,
         });
         self.finish_fill(number);

@@ -51,7 +51,7 @@ use std::time::Duration;
 use keyheat_core::cache::{CacheSettings, LocalCache};
 use keyheat_core::detect::{Nominator, ShardReport};
 use keyheat_core::fence::WriteEpochs;
-use keyheat_core::hash::KeyHasher;
+use keyheat_core::hash::{ByHash, KeyHasher};
 use keyheat_core::window::{Totals, Window};
 use keyheat_core::Nanos;
 use keyheat_resp::request::RequestParser;
@@ -61,7 +61,7 @@ use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
 use crate::control::ToControl;
-use crate::hotview::{HashMap64, HotView};
+use crate::hotview::HotView;
 use crate::settings::Settings;
 use crate::stats::ShardStats;
 use crate::topology::Topology;
@@ -195,20 +195,20 @@ pub(crate) struct Shard {
     counts: bool,
     window: Window,
     nominator: Nominator,
-    nominated: HashMap64<()>,
+    nominated: ByHash<()>,
 
     hot: Arc<HotView>,
-    hits: HashMap64<Hits>,
+    hits: ByHash<Hits>,
     cache: LocalCache,
     cache_on: bool,
     epochs: Arc<WriteEpochs>,
-    fills: HashMap64<Fill>,
-    fill_of: HashMap64<u64>,
+    fills: ByHash<Fill>,
+    fill_of: ByHash<u64>,
     next_fill: u64,
     fill_deadlines: VecDeque<(Nanos, u64)>,
-    not_worth: HashMap64<Nanos>,
+    not_worth: ByHash<Nanos>,
     /// Keys that are cached as missing: a slot that moves says nothing of them.
-    missing: HashMap64<()>,
+    missing: ByHash<()>,
     next_beat: Nanos,
     beat_every: Nanos,
 
@@ -266,18 +266,18 @@ impl Shard {
             counts: s.counting,
             window,
             nominator: parts.nominator,
-            nominated: HashMap64::default(),
+            nominated: ByHash::default(),
             hot: Arc::new(HotView::default()),
-            hits: HashMap64::default(),
+            hits: ByHash::default(),
             cache: LocalCache::new(cache, Arc::clone(&parts.epochs)),
             cache_on: s.local_cache && s.may_cache(),
             epochs: parts.epochs,
-            fills: HashMap64::default(),
-            fill_of: HashMap64::default(),
+            fills: ByHash::default(),
+            fill_of: ByHash::default(),
             next_fill: 0,
             fill_deadlines: VecDeque::new(),
-            not_worth: HashMap64::default(),
-            missing: HashMap64::default(),
+            not_worth: ByHash::default(),
+            missing: ByHash::default(),
             next_beat: 0,
             beat_every,
             jobs: Slab::new(),

@@ -2,7 +2,8 @@
 
 use std::io::{ErrorKind, Read};
 
-use keyheat_resp::{encode, Limits};
+use keyheat_resp::reply::parse;
+use keyheat_resp::{encode, tracking, Limits};
 use mio::event::Event;
 
 use super::client::ClientId;
@@ -348,14 +349,10 @@ impl Shard {
     }
 }
 
-/// Whether a reply to `ROLE` says primary.
+/// Whether a reply to `ROLE` is a primary's.
 pub(super) fn is_primary(frame: &[u8]) -> bool {
-    match keyheat_resp::reply::parse(frame, &Limits::default()) {
-        Ok(Some((keyheat_resp::reply::Value::Array(items), _))) => {
-            matches!(items.first(), Some(keyheat_resp::reply::Value::Bulk(b)) if b == b"master")
-        }
-        _ => false,
-    }
+    let role = parse(frame, &Limits::default());
+    matches!(role, Ok(Some((role, _))) if tracking::is_primary(&role))
 }
 
 /// A redirect that cannot be followed (inside a transaction) must not reach a client that

@@ -7,6 +7,7 @@
 
 use keyheat_core::Nanos;
 use keyheat_resp::reply::{parse, Value};
+use keyheat_resp::tracking::{invalidation, Invalidation};
 use keyheat_resp::{slot, Limits};
 
 use super::upstream::{Owner, Pending, Stage};
@@ -25,20 +26,17 @@ impl Shard {
         let Ok(Some((Value::Push(parts), _))) = parse(frame, &Limits::default()) else {
             return;
         };
-        match (parts.first(), parts.get(1)) {
-            (Some(Value::Bulk(kind)), Some(Value::Array(keys))) if kind == b"invalidate" => {
+        let named = invalidation(&parts);
+        match named {
+            Some(Invalidation::Keys(keys)) => {
                 for key in keys {
-                    if let Value::Bulk(key) = key {
-                        self.stats.invalidations.add(1);
-                        let hash = self.hasher.hash(key);
-                        self.cache.invalidate(source, hash, key);
-                    }
+                    self.stats.invalidations.add(1);
+                    let hash = self.hasher.hash(key);
+                    self.cache.invalidate(source, hash, key);
                 }
             }
-            (Some(Value::Bulk(kind)), _) if kind == b"invalidate" => {
-                self.cache.invalidate_all(source);
-            }
-            _ => {}
+            Some(Invalidation::All) => self.cache.invalidate_all(source),
+            None => {}
         }
     }
 

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::slice;
 
-use keyheat_resp::command::{lookup, Access, Cacheable, Command, KeySpec};
+use keyheat_resp::command::{lookup, Access, Cacheable, Command, Flags, KeySpec};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyFunction, PyInt, PyString, PyType};
@@ -78,6 +78,13 @@ impl<'a> Args<'a> {
     /// Whether it may change data. A command that is not known may.
     pub fn is_write(&self) -> bool {
         self.command.is_none_or(Command::is_write)
+    }
+
+    /// Whether it may wait in the server on purpose.
+    pub fn is_blocking(&self) -> bool {
+        self.command
+            .is_some_and(|command| command.flags.contains(Flags::BLOCKING))
+            || matches!(self.name(), "wait" | "waitaof" | "client|pause" | "debug")
     }
 
     /// The command's name in lower case, subcommands as `client|id`; empty where it is not known.
@@ -207,9 +214,21 @@ pub fn key_bytes<'a>(key: Borrowed<'a, '_, PyAny>) -> Option<&'a [u8]> {
     }
 }
 
+/// What the server gets of an argument that needs no copy: `bytes`, or a `str` whose UTF-8 that is.
+#[inline]
+pub fn plain_bytes<'a>(item: Borrowed<'a, '_, PyAny>, encoding: &Encoding) -> Option<&'a [u8]> {
+    if item.is_exact_instance_of::<PyString>() {
+        utf8_of(item).filter(|utf8| encoding.is_utf8 || utf8.is_ascii())
+    } else if item.is_exact_instance_of::<PyBytes>() {
+        content_of(item)
+    } else {
+        None
+    }
+}
+
 /// The UTF-8 of a `str`, which Python keeps with it; `None` for one with lone surrogates.
 #[inline]
-fn utf8_of<'a>(text: Borrowed<'a, '_, PyAny>) -> Option<&'a [u8]> {
+pub fn utf8_of<'a>(text: Borrowed<'a, '_, PyAny>) -> Option<&'a [u8]> {
     let mut len = 0;
     // SAFETY: `text` is a `str`, and the tuple it is in keeps it alive for 'a; its UTF-8 lives as long as
     // it does and never changes.

@@ -6,7 +6,7 @@
 //! first command. A counter that `pthread_atfork` raises tells, whoever forks: `os.fork`,
 //! `multiprocessing`, or a server written in C.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
@@ -128,12 +128,8 @@ impl Engine {
         let topology = (*parent.topology()).clone();
         let new = Self::run(&self.settings, &self.connector, topology)?;
         let own = new.engine.shared();
-        for (theirs, ours) in [
-            (&parent.switches.counting, &own.switches.counting),
-            (&parent.switches.local_cache, &own.switches.local_cache),
-            (&parent.switches.coalesce, &own.switches.coalesce),
-            (&parent.switches.shadow, &own.switches.shadow),
-        ] {
+        let switches = parent.switches.named().into_iter();
+        for ((_, theirs), (_, ours)) in switches.zip(own.switches.named()) {
             ours.store(theirs.load(Relaxed), Relaxed);
         }
         // Never dropped: its locks may be taken, its thread is not there.
@@ -161,18 +157,10 @@ impl Engine {
         })
     }
 
-    /// Switches a remedy on or off: `counting`, `local_cache`, `coalesce`, `shadow`.
+    /// Switches a remedy on or off: any that `Switches` names.
     fn set_switch(&self, name: &str, on: bool) -> PyResult<()> {
         self.with(|shared| {
-            let switches = &shared.switches;
-            let switch = match name {
-                "counting" => &switches.counting,
-                "local_cache" => &switches.local_cache,
-                "coalesce" => &switches.coalesce,
-                "shadow" => &switches.shadow,
-                _ => return Err(PyValueError::new_err(format!("no switch {name:?}"))),
-            };
-            switch.store(on, Relaxed);
+            switch_of(shared, name)?.store(on, Relaxed);
             if name == "local_cache" && !on {
                 shared.clear();
             }
@@ -182,16 +170,7 @@ impl Engine {
 
     /// Whether a remedy is on.
     fn switch(&self, name: &str) -> PyResult<bool> {
-        self.with(|shared| {
-            let switches = &shared.switches;
-            match name {
-                "counting" => Ok(switches.counting.load(Relaxed)),
-                "local_cache" => Ok(switches.local_cache.load(Relaxed)),
-                "coalesce" => Ok(switches.coalesce.load(Relaxed)),
-                "shadow" => Ok(switches.shadow.load(Relaxed)),
-                _ => Err(PyValueError::new_err(format!("no switch {name:?}"))),
-            }
-        })?
+        self.with(|shared| switch_of(shared, name).map(|switch| switch.load(Relaxed)))?
     }
 
     /// Says who owns which slots: `(first, last, host, port)`, ends included.
@@ -301,6 +280,17 @@ impl Drop for Engine {
     }
 }
 
+fn switch_of<'a>(shared: &'a Shared<Value>, name: &str) -> PyResult<&'a AtomicBool> {
+    let found = shared
+        .switches
+        .named()
+        .into_iter()
+        .find(|(known, _)| *known == name);
+    found
+        .map(|(_, switch)| switch)
+        .ok_or_else(|| PyValueError::new_err(format!("no switch {name:?}")))
+}
+
 fn hot_json(shared: &Shared<Value>, key: &keyheat_core::hotset::HotKey) -> serde_json::Value {
     let saved = shared.saved(key.key_hash);
     let plan = shared.plan(key.key_hash);
@@ -310,6 +300,13 @@ fn hot_json(shared: &Shared<Value>, key: &keyheat_core::hotset::HotKey) -> serde
     }
     if plan.coalesce && shared.switches.coalesce.load(Relaxed) {
         remedies.push("coalesce");
+    }
+    let routing = shared.routing(key.key_hash, now());
+    if routing.copies {
+        remedies.push("copies");
+    }
+    if routing.replica_reads {
+        remedies.push("replica_reads");
     }
     // A lock is left alone, and so is everything in shadow mode.
     let is_lock = shared.is_lock(key.key_hash, now());

@@ -12,13 +12,17 @@ use keyheat_client::{Query, Read};
 use keyheat_core::window::Access as Counted;
 use keyheat_resp::command::{Access, Cacheable};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyTuple};
 use smallvec::SmallVec;
 
-use super::args::{variant_of, Args, Encoding};
+use super::args::{plain_bytes, variant_of, Args, Encoding};
 use super::engine::{forks, Engine};
 use super::kept::{bury, wire_bytes, Value};
+use super::names::read_of_one_key;
 use super::{miss, tickets};
+
+/// A key, and what its plan says of reads that go to the server.
+type Routed<'py> = (Bound<'py, PyBytes>, u8);
 
 /// See the module's description.
 #[pyclass(frozen)]
@@ -81,10 +85,7 @@ impl Guard {
     /// Whether any key is hot, so that `enter` can be of use.
     #[getter]
     pub(super) fn has_hot_keys(&self) -> bool {
-        self.engine
-            .get()
-            .with(|shared| shared.has_hot_keys())
-            .unwrap_or(false)
+        self.with(|shared| shared.has_hot_keys()).unwrap_or(false)
     }
 
     /// Decides about a command: `MISS` (send it), a value, a `Lead` or a `Join`.
@@ -131,6 +132,57 @@ impl Guard {
     #[pyo3(signature = (args, reply, /))]
     fn count(&self, args: &Bound<'_, PyTuple>, reply: &Bound<'_, PyAny>) {
         self.guarded(|| self.note(args, wire_bytes(reply, 0), false));
+    }
+
+    /// What a command touches: whether it may write, and each key with what its plan says of reads that go
+    /// to the server, as bits (1 copies, 2 replica reads). A write without keys may change anything; a read
+    /// of several keys, or one that belongs on the primary, touches none. `None`: nothing to be sent.
+    #[pyo3(signature = (args, /))]
+    fn route<'py>(
+        &self,
+        py: Python<'py>,
+        args: &Bound<'py, PyTuple>,
+    ) -> PyResult<Option<(bool, Vec<Routed<'py>>)>> {
+        let Some(parsed) = Args::parse(args.iter_borrowed(), &self.encoding) else {
+            return Ok(None);
+        };
+        self.engine.get().with(|shared| {
+            let now = now();
+            let routed = |key: &[u8]| {
+                let routing = shared.routing(shared.hash(key), now);
+                let bits = u8::from(routing.copies) | u8::from(routing.replica_reads) << 1;
+                (PyBytes::new(py, key), bits)
+            };
+            let mut keys = Vec::new();
+            let is_write = parsed.is_write();
+            if is_write {
+                parsed.for_each_written(|key| keys.push(routed(key)));
+            } else if self.may_read_locally() {
+                keys.extend(parsed.only_key().map(|(key, _)| routed(key)));
+            }
+            Some((is_write, keys))
+        })
+    }
+
+    /// The first key that a command names.
+    #[pyo3(signature = (args, /))]
+    fn first_key<'py>(
+        &self,
+        py: Python<'py>,
+        args: &Bound<'py, PyTuple>,
+    ) -> Option<Bound<'py, PyBytes>> {
+        let parsed = Args::parse(args.iter_borrowed(), &self.encoding)?;
+        let mut first = None;
+        parsed.for_each_key(|key, _| {
+            first.get_or_insert_with(|| PyBytes::new(py, key));
+        });
+        first
+    }
+
+    /// Whether a command may wait in the server on purpose.
+    #[pyo3(signature = (args, /))]
+    fn is_blocking(&self, args: &Bound<'_, PyTuple>) -> bool {
+        Args::parse(args.iter_borrowed(), &self.encoding).is_some_and(|parsed| parsed.is_blocking())
     }
 
     /// Voids what a command may change: for those that are sent together, before any is answered.
@@ -244,8 +296,32 @@ impl Guard {
         }
     }
 
+    /// Counts a read of one key, which is what nearly every command is; `None` for any other.
+    #[inline]
+    pub(super) fn note_read<'a, 'py: 'a>(
+        &self,
+        mut args: impl Iterator<Item = Borrowed<'a, 'py, PyAny>>,
+        reply_bytes: u64,
+    ) -> Option<bool> {
+        let name = read_of_one_key(args.next()?)?.name;
+        let key = plain_bytes(args.next()?, &self.encoding)?;
+        let mut bytes = (name.len() + key.len()) as u64 + reply_bytes;
+        for item in args {
+            bytes += plain_bytes(item, &self.encoding)?.len() as u64;
+        }
+        let noted = self.with(|shared| {
+            shared.stats.commands.add(1);
+            shared.count(key, shared.hash(key), Counted::Read, bytes, now());
+            shared.has_hot_keys()
+        });
+        Some(noted.unwrap_or(false))
+    }
+
     /// Returns whether any key is hot.
     fn note(&self, args: &Bound<'_, PyTuple>, reply_bytes: u64, is_own: bool) -> bool {
+        if let Some(noted) = self.note_read(args.iter_borrowed(), reply_bytes) {
+            return noted;
+        }
         match Args::parse(args.iter_borrowed(), &self.encoding) {
             Some(parsed) => self.note_parsed(&parsed, reply_bytes, is_own),
             None => false, // the client has refused it

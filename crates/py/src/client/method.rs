@@ -317,6 +317,9 @@ impl Call {
             // SAFETY: a reference that `execute_command` returns later, or null.
             let reply = unsafe { Bound::from_borrowed_ptr_or_opt(py, reply) };
             let bytes = reply.as_ref().map_or(0, |reply| wire_bytes(reply, 0));
+            if it.note_read(self.args(py), bytes).is_some() {
+                return;
+            }
             if let Some(parsed) = Args::parse(self.args(py), &it.encoding) {
                 it.note_parsed(&parsed, bytes, reply.is_some());
             }

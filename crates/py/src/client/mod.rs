@@ -16,6 +16,7 @@ mod guard;
 mod kept;
 mod local;
 mod method;
+mod names;
 mod tickets;
 
 use pyo3::prelude::*;

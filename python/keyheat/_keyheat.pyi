@@ -129,6 +129,15 @@ class Guard:
     def count(self, args: tuple[Any, ...], reply: Any, /) -> None:
         """As `leave`, for a command that was not sent by the client itself."""
 
+    def route(self, args: tuple[Any, ...], /) -> tuple[bool, list[tuple[bytes, int]]] | None:
+        """Whether a command may write, and each key with where its reads may go (1 copies, 2 replicas)."""
+
+    def first_key(self, args: tuple[Any, ...], /) -> bytes | None:
+        """The first key that a command names."""
+
+    def is_blocking(self, args: tuple[Any, ...], /) -> bool:
+        """Whether a command may wait in the server on purpose."""
+
     def void_for(self, args: tuple[Any, ...], /) -> None:
         """Void what a command may change."""
 

@@ -7,6 +7,8 @@ from typing import Any
 import redis
 import redis.asyncio
 import redis.asyncio.cluster
+import redis.asyncio.sentinel
+import redis.sentinel
 import valkey
 import valkey.asyncio
 import valkey.asyncio.cluster
@@ -55,6 +57,13 @@ class Clients:
             await client.initialize()
         self._made.append(client)
         return client
+
+    def through_sentinel(self, port: int, service: str) -> Any:
+        """What follows the primary of a service; of redis-py's kinds."""
+        library: Any = redis.asyncio.sentinel if is_async(self.kind) else redis.sentinel
+        watcher = library.Sentinel([("127.0.0.1", port)])
+        self._made += [*watcher.sentinels, watcher.master_for(service)]
+        return self._made[-1]
 
     async def close(self) -> None:
         for client in self._made:

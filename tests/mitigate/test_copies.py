@@ -1,6 +1,7 @@
 """Copies of hot keys on real Clusters: even load, bounded staleness, nothing left behind."""
 
 import asyncio
+import bisect
 import contextlib
 import os
 import random
@@ -9,8 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Self
 
 import pytest
 import pytest_asyncio
@@ -18,7 +19,8 @@ import redis
 
 from keyheat.errors import ConfigError
 from keyheat.mitigate.copies import AsyncCopies, Copies, CopiesSettings
-from keyheat.server.cluster import EmbeddedCluster
+from keyheat.server.cluster import EmbeddedCluster, slot_ranges
+from keyheat.server.embedded import EmbeddedServer
 from tests.mitigate.kinds import Clients, done, is_async
 
 HOT = "item:hot"
@@ -297,6 +299,95 @@ def test_concurrent_writers_and_readers_never_see_the_past(cluster: EmbeddedClus
             reader.join()
         assert copies.stats().restored > 50
     assert failures == []
+
+
+def moved(cluster: EmbeddedCluster, slot: int, to: EmbeddedServer) -> Iterator[None]:
+    """Move a slot as an operator's tool does, yielding after each of its steps."""
+    home = next(
+        node
+        for node, (first, last) in zip(cluster.primaries, slot_ranges(3), strict=True)
+        if first <= slot <= last
+    )
+    with home.client() as giving, to.client() as taking:
+        ids = [node.execute_command("CLUSTER", "MYID") for node in (giving, taking)]
+        taking.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
+        giving.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
+        yield
+        while keys := giving.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 1):
+            giving.execute_command("MIGRATE", "127.0.0.1", to.port, keys[0], 0, 5000)
+            yield
+        for each in (taking, giving):
+            each.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+        yield
+
+
+class Traffic:
+    """One writer and two readers of the hot key; what a reader saw too late, or was raised, is kept."""
+
+    def __init__(self, copies: Copies, write: Callable[..., Any], bound_s: float) -> None:
+        self._copies = copies
+        self._write = write
+        self._bound_s = bound_s
+        self._stop = threading.Event()
+        self.acknowledged_s: list[float] = []  # of the writes 0, 1, 2 …
+        self.failures: list[str] = []
+        works = (self._write_one, self._read_one, self._read_one)
+        self._threads = [threading.Thread(target=self._repeat, args=(work,)) for work in works]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _repeat(self, work: Callable[[], None]) -> None:
+        while not self._stop.is_set():
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the caller should not have seen it
+                self.failures.append(repr(error))
+
+    def _write_one(self) -> None:
+        self._write("SET", HOT, len(self.acknowledged_s))
+        self.acknowledged_s.append(time.monotonic())
+        time.sleep(0.005)
+
+    def _read_one(self) -> None:
+        least = bisect.bisect_left(self.acknowledged_s, time.monotonic() - self._bound_s) - 1
+        value = int(self._copies.read("GET", HOT) or -1)
+        if value < least:
+            self.failures.append(f"{value} after {least} was acknowledged")
+
+
+@pytest.mark.parametrize("is_written_elsewhere", [True, False])
+def test_while_slots_move_no_read_is_older_than_the_bound_and_none_fails(
+    server_binary: str, eventually: Any, is_written_elsewhere: bool
+) -> None:
+    with (
+        EmbeddedCluster(3, binary=server_binary) as own,
+        redis.RedisCluster("127.0.0.1", own.primaries[0].port) as client,
+        Copies(client, CopiesSettings(max_staleness_ms=300, clock_skew_ms=0)) as copies,
+    ):
+        client.set(HOT, 0)
+        copies.heat(HOT)
+        eventually(lambda: made(copies) == 2)
+        home = own.primaries.index(own.owner(HOT))
+        _, copy = next(each for each in names(own, COPY) if each[0] != home)
+        # The original goes to the node of a copy, then that copy to where the original was.
+        moves = [(HOT.encode(), own.owner(copy)), (copy, own.primaries[home])]
+        write = client.execute_command if is_written_elsewhere else copies.write
+        with Traffic(copies, write, 0.3 if is_written_elsewhere else 0.0) as traffic:
+            for key, to in moves:
+                for _ in moved(own, redis.crc.key_slot(key), to):
+                    time.sleep(0.2)
+            before = copies.stats().copy_reads
+            eventually(lambda: made(copies) == 2 and copies.stats().copy_reads > before)
+    assert traffic.failures == []
+    assert len(traffic.acknowledged_s) > 20
 
 
 def busiest_over_mean(cluster: EmbeddedCluster, before: list[int]) -> tuple[float, list[int]]:

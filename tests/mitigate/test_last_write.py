@@ -1,10 +1,13 @@
 """Last-value writes against real servers: the last one arrives, the ones before are left out."""
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -119,6 +122,73 @@ async def test_a_write_the_server_refuses_is_dropped_and_said(
     assert await done(client.get("price")) == b"1"
     assert writes.stats().refused == 1
     await close(writes)
+
+
+async def test_a_server_that_is_a_replica_for_a_while_costs_no_write(
+    clients: Clients, own_server: EmbeddedServer, valkey: str
+) -> None:
+    client = clients.standalone(own_server.address)
+    writes = last(clients, client)
+    with own_server.client() as admin:
+        admin.execute_command("REPLICAOF", *valkey.split(":"))
+        await done(writes.set("price", 1))
+        with pytest.raises(Exception, match="replica"):
+            await done(writes.flush())
+        assert writes.stats().held == 1
+        assert writes.stats().refused == 0
+        admin.execute_command("REPLICAOF", "NO", "ONE")
+    await close(writes)
+    assert await done(client.get("price")) == b"1"
+
+
+@pytest.mark.parametrize("is_planned", [True, False])
+async def test_a_failover_while_writes_are_collected_loses_none_of_the_last(
+    short_clients: Clients, own_cluster: EmbeddedCluster, is_planned: bool
+) -> None:
+    leaving, coming = own_cluster.primaries[0], own_cluster.replicas[0]
+    client = await short_clients.cluster(own_cluster.primaries[1].address)
+    writes = last(short_clients, client, interval_ms=5)
+    keys = [f"price:{number}" for number in range(30)]
+    assert any(own_cluster.owner(key) is leaving for key in keys)
+    number = 0
+
+    async def write_until(is_enough: Callable[[], bool]) -> None:
+        nonlocal number
+        deadline = time.monotonic() + 20
+        while not is_enough():
+            assert time.monotonic() < deadline
+            for key in keys:
+                number += 1
+                await done(writes.set(key, number))
+            await asyncio.sleep(0.005)
+
+    await write_until(lambda: number > 1000)
+    if is_planned:
+        with coming.client() as direct:
+            direct.execute_command("CLUSTER", "FAILOVER")
+    else:
+        leaving.kill()
+    await write_until(lambda: is_primary(coming))
+    enough = number + 1000
+    await write_until(lambda: number > enough)
+    deadline = time.monotonic() + 10
+    while writes.stats().held:
+        assert time.monotonic() < deadline
+        with contextlib.suppress(redis.RedisError):
+            await done(writes.flush())
+        await asyncio.sleep(0.05)
+    own_cluster.wait_until_ok()
+    assert writes.stats().refused == 0
+    await close(writes)
+    with redis.RedisCluster("127.0.0.1", own_cluster.primaries[1].port) as fresh:
+        found: list[Any] = [fresh.get(key) for key in keys]
+    assert [int(each) for each in found] == list(range(number - len(keys) + 1, number + 1))
+
+
+def is_primary(node: EmbeddedServer) -> bool:
+    with node.client() as client:
+        role: Any = client.execute_command("ROLE")
+    return bool(role[0] in (b"master", "master"))
 
 
 def test_threads_leave_one_of_their_last_values(valkey: str) -> None:

@@ -25,7 +25,19 @@ from keyheat.mitigate._host_turn import HostTurns
 from keyheat.mitigate._lock_line import Ask, Attempt, Lines, Wait, Waiter
 from keyheat.mitigate.lock_relief import LockRelief
 from keyheat.server.embedded import EmbeddedServer
+from tests.mitigate.crowd import WAYS, crowd
 from tests.mitigate.kinds import Clients, done
+
+
+def contending(
+    lines: Lines, now: list[float], sleep_s: float, deadline_s: float | None, take_turn: Any
+) -> Any:
+    """The steps of one contender, by a clock of the test."""
+    waiter = Waiter(lambda: None)
+    return Attempt(
+        lines, b"l", waiter, sleep_s, deadline_s, 0.1, lambda: now[0], take_turn, lambda _: None
+    ).contend()
+
 
 BASES: dict[str, Any] = {
     "redis": redis.lock.Lock,
@@ -131,6 +143,7 @@ from pathlib import Path
 from keyheat.mitigate.lock_relief import LockRelief
 port, count, directory = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 sleep, seconds = float(sys.argv[4]), float(sys.argv[5])
+sys.stdin.readline()
 relief = LockRelief(directory=Path(directory) if directory != "-" else None, host_wide=directory != "-")
 got = 0
 async def main():
@@ -153,7 +166,7 @@ print(got, relief.stats().asked, flush=True)
 
 
 def contenders(
-    port: int, count: int, directory: Any, sleep: float, seconds: float
+    port: int, count: int, directory: Any, sleep: float, seconds: float, *, is_told_later: bool = False
 ) -> "subprocess.Popen[str]":
     words = [
         sys.executable,
@@ -165,7 +178,17 @@ def contenders(
         str(sleep),
         str(seconds),
     ]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    if not is_told_later:
+        tell(process)
+    return process
+
+
+def tell(process: "subprocess.Popen[str]") -> None:
+    """Let the contenders begin."""
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
 
 
 @pytest.mark.parametrize("host_wide", [True, False])
@@ -190,6 +213,135 @@ def test_a_thousand_contenders_in_eight_processes_ask_eight_times_per_interval_a
                 process.kill()
                 process.communicate()
         assert 0 < asked <= (intervals + 1) * (1 if host_wide else 8)
+
+
+@pytest.mark.parametrize("host_wide", [True, False])
+def test_a_thousand_timeouts_that_end_together_cost_no_more_than_eight_per_interval(
+    own_server: EmbeddedServer, tmp_path: Path, host_wide: bool
+) -> None:
+    sleep_s = 0.2
+    asked_at: list[float] = []
+    with own_server.client() as client, own_server.client() as watcher, watcher.monitor() as seen:
+        client.set("lock", "held by somebody else")
+
+        def watch() -> None:
+            for each in seen.listen():
+                if each["command"].startswith("SET lock "):
+                    asked_at.append(each["time"])
+                if each["command"] == "PING":
+                    return
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        directory = tmp_path / "turns" if host_wide else "-"
+        processes = [
+            contenders(own_server.port, 125, directory, sleep_s, 1.0, is_told_later=True) for _ in range(8)
+        ]
+        for process in processes:
+            tell(process)
+        for process in processes:
+            assert process.communicate(timeout=60)[0].split()[:2] == ["waiting", "0"]
+        client.ping()
+        watching.join(10)
+    asked_at = asked_at[1:]  # the first is that of "somebody else"
+    most = max(sum(at <= each < at + sleep_s for each in asked_at) for at in asked_at)
+    assert most <= 8
+
+
+@pytest.mark.parametrize("is_held_here", [True, False])
+@pytest.mark.parametrize("way", WAYS)
+async def test_timeouts_that_end_together_cost_one_question_per_interval(
+    own_server: EmbeddedServer, relief: LockRelief, way: str, is_held_here: bool
+) -> None:
+    clients = Clients("redis-asyncio" if way == "tasks" else "redis")
+    client = clients.standalone(own_server.address)
+    holder = relief.lock(client, "lock", timeout=30, thread_local=False)
+    if is_held_here:
+        assert await done(holder.acquire())
+    else:
+        await done(client.set("lock", "held by somebody else"))
+    before = sets(own_server.address)
+
+    def contend() -> Any:
+        return relief.lock(client, "lock", timeout=30, sleep=0.1, blocking_timeout=1.0).acquire()
+
+    outcomes = await crowd(way, 40, contend)
+    asked = sets(own_server.address) - before
+    await clients.close()
+    assert outcomes == [False] * 40
+    assert 3 <= asked <= 12  # ten intervals, and not all begin in the same instant
+
+
+@pytest.mark.parametrize("timeout_s", [0.125, 0.5, 0.625, 1.0, 2.0])
+@pytest.mark.parametrize("sleep_s", [0.125, 0.25, 0.75, 4.0])
+def test_one_contender_alone_asks_as_often_as_the_librarys_lock(
+    monkeypatch: pytest.MonkeyPatch, timeout_s: float, sleep_s: float
+) -> None:
+    now = [100.0]
+
+    class Time:
+        monotonic = staticmethod(lambda: now[0])
+
+        @staticmethod
+        def sleep(seconds: float) -> None:
+            now[0] += seconds
+
+    class Held(redis.lock.Lock):
+        asked = 0
+
+        def do_acquire(self, _: str) -> bool:
+            self.asked += 1
+            return False
+
+    monkeypatch.setattr(redis.lock, "mod_time", Time)
+    theirs = Held(redis.Redis(), "lock", sleep=sleep_s, blocking_timeout=timeout_s)
+    assert theirs.acquire() is False
+    now[0] = 100.0
+    ours = contending(Lines(16), now, sleep_s, now[0] + timeout_s, lambda _: 1)
+    asked = 0
+    step = next(ours)
+    while True:
+        if isinstance(step, Wait):
+            now[0] += step.seconds or 0.0
+        else:
+            asked += 1
+        with contextlib.suppress(StopIteration):
+            step = ours.send(False)
+            continue
+        break
+    assert asked == theirs.asked
+
+
+def test_a_new_head_asks_when_it_is_due_or_the_lock_is_released_here() -> None:
+    now = [0.0]
+    lines = Lines(16)
+    first, second, third, fourth = (
+        contending(lines, now, 1.0, deadline_s, lambda _: 1) for deadline_s in (1.5, 1.5, 9.0, 9.0)
+    )
+    assert next(first) == Ask()
+    assert [next(each) for each in (second, third, fourth)] == [Wait(1.5), Wait(9.0), Wait(9.0)]
+    assert first.send(False) == Wait(1.0)
+    now[0] = 1.0
+    assert first.send(False) == Ask()
+    with pytest.raises(StopIteration):
+        first.send(False)  # no time for another question
+    assert second.send(True) == Wait(0.5)  # head now, and the question just before was as good as its own
+    now[0] = 1.625
+    with pytest.raises(StopIteration) as end:
+        second.send(False)
+    assert end.value.value is False
+    assert third.send(True) == Wait(0.375)
+    lines.released(b"l", 1.0, now[0])
+    assert third.send(True) == Ask()
+    assert third.send(False) == Wait(1.0)
+    third.close()
+    assert fourth.send(True) == Wait(1.0)
+    now[0] = 2.625
+    assert fourth.send(False) == Ask()
+    with pytest.raises(StopIteration) as end:
+        fourth.send(True)
+    assert end.value.value is True
+    assert lines.waiting == 0
 
 
 def test_processes_share_a_lock_and_none_starves(own_server: EmbeddedServer, tmp_path: Path) -> None:
@@ -296,9 +448,7 @@ def test_a_head_stands_back_for_one_interval_after_its_hand_overs() -> None:
     lines = Lines(handovers_max=2)
 
     def attempt() -> Any:
-        return Attempt(
-            lines, b"l", Waiter(lambda: None), 1.0, None, 0.1, lambda: now[0], lambda _: None, lambda _: None
-        ).contend()
+        return contending(lines, now, 1.0, None, lambda _: None)
 
     line = lines.join(b"l", Waiter(lambda: None))
     lines.acquired(line)

@@ -23,6 +23,9 @@
 //! Two windows. Whoever finds the first taken (the tracker is reading it) counts in the second; the
 //! detector adds them up, as it adds up the shards of a proxy.
 
+mod locks;
+mod thread;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
@@ -46,6 +49,8 @@ use crate::settings::Settings;
 use crate::stats::Stats;
 use crate::topology::{Node, Topology};
 use crate::tracker::{self, Message};
+use locks::Locks;
+use thread::Thread;
 
 /// Counting windows; see the module's description.
 const WINDOWS: usize = 2;
@@ -53,8 +58,10 @@ const WINDOWS: usize = 2;
 const NOT_WORTH: Nanos = 10 * SEC;
 /// A key that was set as locks are is taken for one so long.
 const LOCK_FOR: Nanos = 3600 * SEC;
-/// Most such keys, and most pairs of key and fields, that are remembered.
+/// Most keys that are not worth it, and most pairs of key and fields, that are remembered.
 const REMEMBERED_MAX: usize = 16_384;
+/// Keys that keyheat itself has in the server: copies, leases, counters' parts.
+const OWN_PREFIX: &[u8] = b"keyheat:";
 /// A tracking connection is asked for at most so often.
 const WANT_EVERY: Nanos = 20 * MS;
 /// Most messages waiting for the tracker.
@@ -195,8 +202,7 @@ pub(crate) struct Cached<V> {
     pub saved: ByHash<Saved>,
     flights: ByHash<Arc<Flight<V>>>,
     not_worth: ByHash<Nanos>,
-    /// Keys taken for locks, and until when.
-    locks: ByHash<Nanos>,
+    locks: Locks,
     /// By identity of a hash-field read: the registration under which its fields were found to have
     /// no expiry, or `None` while that is being asked.
     fields: ByHash<Option<Token>>,
@@ -222,6 +228,7 @@ pub struct Shared<V> {
     pub(crate) cached: Mutex<Cached<V>>,
     pub(crate) topology: ArcSwap<Topology>,
     is_cluster: bool,
+    thread: Thread,
     inbox: Mutex<Vec<Message>>,
     waker: Waker,
     /// The tracker sleeps without a timeout.
@@ -265,17 +272,16 @@ impl Writes {
 #[derive(Debug)]
 pub struct Engine<V> {
     shared: Arc<Shared<V>>,
-    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
 impl<V: Clone + Send + Sync + 'static> Engine<V> {
-    /// An engine whose tracker runs.
+    /// An engine whose tracker runs as soon as a key is worth a look.
     ///
     /// Args: `writes` what this process has written: its write epochs, shared by all its engines, so that
     /// one sees what is written through another, and the hasher they are kept by, whose seed is secret.
     ///
     /// # Errors
-    /// The settings are refused, or the system refuses a thread or an event queue.
+    /// The settings are refused, or the system refuses an event queue.
     pub fn start(
         settings: Settings,
         topology: Topology,
@@ -286,14 +292,8 @@ impl<V: Clone + Send + Sync + 'static> Engine<V> {
         let waker = Waker::new(poll.registry(), tracker::WAKE).map_err(|e| e.to_string())?;
         let shared = Arc::new(Shared::new(settings, topology, waker, writes)?);
         let run = tracker::Tracker::new(Arc::clone(&shared), poll, connector)?;
-        let thread = std::thread::Builder::new()
-            .name("keyheat-tracker".into())
-            .spawn(move || run.run())
-            .map_err(|e| e.to_string())?;
-        Ok(Self {
-            shared,
-            thread: Mutex::new(Some(thread)),
-        })
+        shared.thread.prepare(move || run.run());
+        Ok(Self { shared })
     }
 
     /// What the engine's threads share.
@@ -304,24 +304,17 @@ impl<V: Clone + Send + Sync + 'static> Engine<V> {
     /// Ends the tracker, and with it everything but counting. Waits at most `timeout` for its thread.
     pub fn stop(&self, timeout: Duration) {
         self.shared.tell(Message::Stop);
-        let Some(thread) = lock(&self.thread).take() else {
-            return;
-        };
-        let until = std::time::Instant::now() + timeout;
         // Attempts to connect run in the language's interpreter, which must not go away under them.
-        let is_busy = || !thread.is_finished() || self.shared.dialling.load(Relaxed) > 0;
-        while is_busy() && std::time::Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        if thread.is_finished() {
-            let _ = thread.join();
-        }
+        let is_dialling = || self.shared.dialling.load(Relaxed) > 0;
+        self.shared.thread.end(timeout, is_dialling);
     }
 }
 
 impl<V> Drop for Engine<V> {
     fn drop(&mut self) {
         self.shared.tell(Message::Stop);
+        // What has not begun owns what is dropped here.
+        self.shared.thread.end(Duration::ZERO, || false);
     }
 }
 
@@ -329,6 +322,9 @@ impl<V> Shared<V> {
     /// Leaves a message for the tracker. Returns false where its inbox is full; what nobody would say
     /// again is taken even then.
     pub(crate) fn tell(&self, message: Message) -> bool {
+        if message.is_work() {
+            self.begin();
+        }
         {
             let mut inbox = lock(&self.inbox);
             if inbox.len() >= INBOX_MAX && message.is_asked_again() {
@@ -341,6 +337,16 @@ impl<V> Shared<V> {
         }
         let _ = self.waker.wake();
         true
+    }
+
+    /// Has the tracker run.
+    #[inline]
+    fn begin(&self) {
+        if let Err(e) = self.thread.begin() {
+            tracing::error!("no thread to track hot keys: {e}");
+            let reason = format!("the system refuses a thread: {e}");
+            lock(&self.refusals).insert(0, reason);
+        }
     }
 
     pub(crate) fn take_inbox(&self) -> Vec<Message> {
@@ -397,7 +403,7 @@ impl<V: Clone> Shared<V> {
                 saved: ByHash::default(),
                 flights: ByHash::default(),
                 not_worth: ByHash::default(),
-                locks: ByHash::default(),
+                locks: Locks::default(),
                 fields: ByHash::default(),
                 wanted_at: ByHash::default(),
                 peers: ByHash::default(),
@@ -410,6 +416,7 @@ impl<V: Clone> Shared<V> {
             hot_len: AtomicUsize::new(0),
             is_cluster: topology.is_cluster(),
             topology: ArcSwap::new(Arc::new(topology)),
+            thread: Thread::none(),
             inbox: Mutex::default(),
             waker,
             is_asleep: AtomicBool::new(false),
@@ -495,6 +502,10 @@ impl<V: Clone> Shared<V> {
         if counting.nominated.contains_key(&key_hash) || self.is_hot(key_hash) {
             return;
         }
+        if key.starts_with(OWN_PREFIX) {
+            return;
+        }
+        self.begin(); // it also says how often to look, by what the node's traffic is
         let counts = counting.window.estimate(key_hash, now);
         let totals = counting.window.totals(node, now);
         let window = Duration::from_millis(self.settings.window_ms);
@@ -529,13 +540,7 @@ impl<V: Clone> Shared<V> {
         if !self.settings.nx_is_lock {
             return;
         }
-        let mut cached = lock(&self.cached);
-        if cached.locks.len() >= REMEMBERED_MAX {
-            cached.locks.retain(|_, until| *until > now);
-        }
-        if cached.locks.len() < REMEMBERED_MAX || cached.locks.contains_key(&key_hash) {
-            cached.locks.insert(key_hash, now + LOCK_FOR);
-        }
+        lock(&self.cached).locks.insert(key_hash, now + LOCK_FOR);
     }
 
     /// Whether the key is taken for a lock.
@@ -912,7 +917,7 @@ impl<V: Clone> Cached<V> {
     }
 
     fn is_lock(&self, key_hash: u64, now: Nanos) -> bool {
-        self.locks.get(&key_hash).is_some_and(|until| now < *until)
+        self.locks.contains(key_hash, now)
     }
 
     /// No value of the key is kept for a while.

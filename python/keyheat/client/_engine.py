@@ -39,6 +39,14 @@ class Binding:
             self.relief = LockRelief()
         # The clients that use it and have not been closed.
         self.clients: weakref.WeakSet[Any] = weakref.WeakSet()
+        # Where reads may go by plan, and what of each client decides it (`routes.py`).
+        self.routing = settings.routing
+        self.routes: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.breakers: Any = None
+        if settings.node_breaker is not None:
+            from keyheat.client.breakers import NodeBreakers  # noqa: PLC0415  only who asks for it
+
+            self.breakers = NodeBreakers(settings.node_breaker)
         # What tells replies apart is told by its identity, which must not be used again.
         self.callbacks: dict[int, Any] = {}
         weakref.finalize(self, engine.stop, 0.0)
@@ -92,8 +100,9 @@ def bind(family: Family, client: Any, pool: Any, settings: ClientSettings, *, is
         settings.shadow,
         settings.coalesce_wait_s,
     )
-    loading = (id(settings.loading), id(settings.lease), id(settings.breaker))
-    name = (family.name, is_cluster, where, settings.to_json(), rest, loading)
+    objects = (settings.loading, settings.lease, settings.breaker, settings.allowlist)
+    routing = (settings.copies, settings.replica_reads, id(settings.node_breaker))
+    name = (family.name, is_cluster, where, settings.to_json(), rest, tuple(map(id, objects)), routing)
     with _lock:
         binding = _bindings.get(name)
         if binding is None:

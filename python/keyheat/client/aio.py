@@ -177,30 +177,37 @@ def command(own: type[Any]) -> Callable[..., Any]:
     return execute_command
 
 
-def cluster_command(own: type[Any]) -> Callable[..., Any]:
-    """As `command`, and follows the client when its map of the Cluster changes."""
-    plain = command(own)
+def cluster_command(command: Callable[[type[Any]], Any]) -> Callable[[type[Any]], Any]:
+    """As `command`, which makes one, and follows the client when its map of the Cluster changes."""
 
-    async def execute_command(self: Any, *args: Any, **options: Any) -> Any:
-        reply = await plain(self, *args, **options)
-        slots = self.nodes_manager.slots_cache
-        if slots is not self._keyheat_slots and self._keyheat_guard is not None:
-            self._keyheat_follow(slots)
-        return reply
+    def made(own: type[Any]) -> Callable[..., Any]:
+        plain = command(own)
 
-    return execute_command
+        async def execute_command(self: Any, *args: Any, **options: Any) -> Any:
+            reply = await plain(self, *args, **options)
+            slots = self.nodes_manager.slots_cache
+            if slots is not self._keyheat_slots and self._keyheat_guard is not None:
+                self._keyheat_follow(slots)
+            return reply
+
+        return execute_command
+
+    return made
 
 
 class AioPipeline:
     """A pipeline of a protected client: counted, and what it writes is noted; never read locally."""
 
     _keyheat_guard: Guard | None = None
+    _keyheat_routes: Any = None
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """As the pipeline's own."""
         guard = self._keyheat_guard
         if guard is None:
             return super().execute_command(*args, **options)  # type: ignore[misc]
+        if self._keyheat_routes is not None:
+            args = self._keyheat_routes.rewritten(args)
         guard.void_for(args)
         sent = super().execute_command(*args, **options)  # type: ignore[misc]
         return self._keyheat_sent(guard, sent, args) if inspect.iscoroutine(sent) else sent
@@ -211,6 +218,8 @@ class AioPipeline:
             return await sent
         finally:
             guard.void_for(args)
+            if (routes := self._keyheat_routes) is not None:
+                await routes.wrote(routes.written_by([args]))
 
     async def execute(self, *args: Any, **options: Any) -> Any:
         """As the pipeline's own."""
@@ -220,10 +229,21 @@ class AioPipeline:
         commands = queued(self)
         for command in commands:
             guard.void_for(command)
+        routes = self._keyheat_routes
+        permit = None if routes is None else routes.permit(())
         replies: list[Any] = []
         try:
             replies = await super().execute(*args, **options)  # type: ignore[misc]
+        except BaseException as error:
+            if permit is not None:
+                permit.failed(error)
+            raise
+        else:
+            if permit is not None:
+                permit.done()
         finally:
             for number, command in enumerate(commands):
                 guard.count(command, replies[number] if number < len(replies) else None)
+            if routes is not None:
+                await routes.wrote(routes.written_by(commands))
         return replies

@@ -10,20 +10,35 @@ from typing import Any
 
 from keyheat._keyheat import install_execute_command
 from keyheat.client import aio, sync
+from keyheat.client._engine import Binding
 from keyheat.client.aio import AioClient, AioCluster, AioPipeline
 from keyheat.client.family import Family
 from keyheat.client.sync import SyncClient, SyncCluster, SyncPipeline
 
 
-def client_class(family: Family, own: type[Any]) -> type[Any]:
+def client_class(family: Family, own: type[Any], binding: Binding) -> type[Any]:
     """The protected class for a client's own class."""
+    if binding.routing:
+        return _routed_class(family, own)
     if issubclass(own, family.sync_cluster):
-        return _made(SyncCluster, own, _installer(sync.cluster_command))
+        return _made(SyncCluster, own, _installer(sync.cluster_command(sync.command)))
     if issubclass(own, family.aio_cluster):
-        return _made(AioCluster, own, _installer(aio.cluster_command))
+        return _made(AioCluster, own, _installer(aio.cluster_command(aio.command)))
     if issubclass(own, family.aio):
         return _made(AioClient, own, _installer(aio.command))
     return _made(SyncClient, own, install_execute_command)
+
+
+def _routed_class(family: Family, own: type[Any]) -> type[Any]:
+    from keyheat.client import routed  # noqa: PLC0415  only who asks for it
+
+    if issubclass(own, family.sync_cluster):
+        return _made(routed.RoutedCluster, own, _installer(sync.cluster_command(routed.command)))
+    if issubclass(own, family.aio_cluster):
+        return _made(routed.AioRoutedCluster, own, _installer(aio.cluster_command(routed.aio_command)))
+    if issubclass(own, family.aio):
+        return _made(routed.AioRoutedClient, own, _installer(routed.aio_command))
+    return _made(routed.RoutedClient, own, _installer(routed.command))
 
 
 def pipeline_class(own: type[Any]) -> type[Any]:

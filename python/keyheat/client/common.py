@@ -1,5 +1,6 @@
 """What is the same in a protected client whether it blocks or not: whatever sends nothing itself."""
 
+import weakref
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ class ProtectedClient:
     keyheat: Handle
     _keyheat_guard: Guard | None = None
     _keyheat_loader: Any = None
+    _keyheat_routes: Any = None
     _keyheat_own: type[Any]
 
     def cached(self, template: str, *, ttl: float | timedelta) -> Any:
@@ -44,6 +46,7 @@ class ProtectedClient:
 
             pipeline.__class__ = pipeline_class(type(pipeline))
             pipeline._keyheat_guard = self._keyheat_guard
+            pipeline._keyheat_routes = self._keyheat_routes
         return pipeline
 
     def lock(self, *args: Any, **options: Any) -> Any:
@@ -87,9 +90,6 @@ class ProtectedCluster:
         self.keyheat.binding.follow(slots)
 
 
-_fillers: dict[tuple[type[Any], type[Any]], type[Any]] = {}
-
-
 def filler(client: Any, own: type[Any], fill: type[Any], lead: Lead) -> Any:
     """The client, for the read that `lead` stands for.
 
@@ -102,11 +102,49 @@ def filler(client: Any, own: type[Any], fill: type[Any], lead: Lead) -> Any:
         fill: The class that stands before it for this read: `SyncFill` or `AioFill`.
         lead: The read.
     """
-    if (fill, own) not in _fillers:
-        names = {"__slots__": ("_keyheat_lead",), "__module__": own.__module__}
-        _fillers[fill, own] = type(own.__name__, (fill, own), names)
-    filling = object.__new__(_fillers[fill, own])
-    # A twin's dict, if there is one: to ask for the client's own is to have its attributes moved there.
-    filling.__dict__ = getattr(client, "_keyheat_twin", client).__dict__
+    filling = _double(client, own, fill)
     filling._keyheat_lead = lead
     return filling
+
+
+class Bare:
+    """A client as it was before it was protected. See `bare`."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        """Nothing: what the client owns is the client's to close."""
+
+
+def bare(client: Any) -> Any:
+    """A protected client as it was, for commands that are neither counted nor routed."""
+    return _double(client, client._keyheat_own, Bare)
+
+
+def _shared(slot: str) -> Any:
+    """An attribute that the client has in a slot, and its double therefore not."""
+
+    def get(double: Any) -> Any:
+        return getattr(double._keyheat_of(), slot)
+
+    def put(double: Any, value: Any) -> None:
+        setattr(double._keyheat_of(), slot, value)
+
+    return property(get, put)
+
+
+_doubles: dict[tuple[type[Any], type[Any]], type[Any]] = {}
+
+
+def _double(client: Any, own: type[Any], before: type[Any]) -> Any:
+    """The client under another class, sharing its attributes."""
+    if (before, own) not in _doubles:
+        slots = [name for base in own.__mro__ for name in base.__dict__.get("__slots__", ())]
+        names: dict[str, Any] = {name: _shared(name) for name in slots}
+        names |= {"__slots__": ("_keyheat_of", *before.__annotations__), "__module__": own.__module__}
+        _doubles[before, own] = type(own.__name__, (before, own), names)
+    double = object.__new__(_doubles[before, own])
+    double._keyheat_of = weakref.ref(client)
+    # A twin's dict, if there is one: to ask for the client's own is to have its attributes moved there.
+    double.__dict__ = getattr(client, "_keyheat_twin", client).__dict__
+    return double

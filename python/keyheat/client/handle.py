@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from keyheat._keyheat import Guard
 from keyheat.client._engine import Binding, guard_for, loads
+from keyheat.errors import ConfigError
 
 if TYPE_CHECKING:
     from keyheat.mitigate.loading import Loader
@@ -26,9 +27,16 @@ class Handle:
     def give(cls, client: Any, binding: Binding) -> "Handle":
         """Make the handle of a client, and give it to the client and its twin."""
         handle = cls(binding, guard_for(client, binding))
-        for each in (client, getattr(client, "_keyheat_twin", client)):
+        both = (client, getattr(client, "_keyheat_twin", client))
+        for each in both:
             each.keyheat = handle
             each._keyheat_guard = handle.guard
+        if binding.routing:
+            from keyheat.client.routes import routes_of  # noqa: PLC0415  only who asks for it
+
+            routes = routes_of(client, handle.guard, binding)
+            for each in both:
+                each._keyheat_routes = routes
         return handle
 
     @property
@@ -49,8 +57,14 @@ class Handle:
             Counters (`commands`, `hot_reads`, `local_hits`, `joins`, `fills`, `lapsed`, …), sizes
             (`cached_entries`, `cached_bytes`, `hot_keys`), the staleness bound in force
             (`max_staleness_ms`), and `not_caching`: for each node without a tracking connection, why.
+            Where a plan has them, `copies` and `replica_reads`: what those have done. With `node_breaker`,
+            `breakers`: what each node's has seen.
         """
         stats: dict[str, Any] = loads(self._binding.engine.stats())
+        if self._binding.routing:
+            from keyheat.client.routes import figures  # noqa: PLC0415  only who asks for it
+
+            stats |= figures(self._binding)
         return stats
 
     def hot_keys(self) -> list[dict[str, Any]]:
@@ -97,6 +111,36 @@ class Handle:
     @coalesce.setter
     def coalesce(self, on: bool) -> None:
         self._binding.engine.set_switch("coalesce", on)
+
+    @property
+    def copies(self) -> bool:
+        """Whether reads go to copies where a plan says so; may be set while running."""
+        return self._binding.engine.switch("copies")
+
+    @copies.setter
+    def copies(self, on: bool) -> None:
+        self._binding.engine.set_switch("copies", on)
+
+    @property
+    def replica_reads(self) -> bool:
+        """Whether reads go to replicas where a plan says so; may be set while running."""
+        return self._binding.engine.switch("replica_reads")
+
+    @replica_reads.setter
+    def replica_reads(self, on: bool) -> None:
+        self._binding.engine.set_switch("replica_reads", on)
+
+    @property
+    def node_breaker(self) -> bool:
+        """Whether commands to a node that keeps failing end at once; may be set while running."""
+        breakers = self._binding.breakers
+        return breakers is not None and breakers.enabled
+
+    @node_breaker.setter
+    def node_breaker(self, on: bool) -> None:
+        if self._binding.breakers is None:
+            raise ConfigError("node_breaker: accepted only for a client that was protected with one")
+        self._binding.breakers.enabled = on
 
     @property
     def counting(self) -> bool:

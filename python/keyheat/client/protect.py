@@ -38,7 +38,8 @@ def protect(
         rules: Which keys are hot, and what is done for them; as in a rules file. `None`: any key with at
             least 100 operations a second and 1 % of its node's, or 1 MiB a second and 5 % of its bytes.
         plans: What is done for the keys of a rule, by the rule's name, instead of the rule's own plan:
-            `plans={"default": ["coalesce"]}` keeps nothing in memory. An empty list only watches.
+            `plans={"default": ["coalesce"]}` keeps nothing in memory. An empty list only watches. Besides
+            there are `copies`, for a Cluster, and `replica_reads`.
         settings: Everything else, in one object.
         center: Where the hot set comes from; `None`, this process detects on its own. No other is
             known to this version.
@@ -59,6 +60,8 @@ def protect(
         raise ConfigError(
             "every_key: not for a Cluster, where heartbeats ask for every cached slot; accepted there: False"
         )
+    if not is_cluster and "copies" in chosen.routing:
+        raise ConfigError("plans: copies are for a Cluster; accepted for other clients: the other remedies")
     pool = ClusterPool(family, own) if is_cluster else own.connection_pool
     # Now, and not at the first miss: that is when a crowd is waiting.
     importlib.import_module("keyheat.client.loaders")
@@ -67,9 +70,9 @@ def protect(
     if hasattr(type(own), "_keyheat_own"):
         pass  # made by a protected class, as `client()` and `from_pool` do
     elif type(own) is family.sync and own.connection is None:
-        own = _moved(family, own)
+        own = _moved(client_class(family, type(own), binding), own)
     else:
-        own.__class__ = client_class(family, type(own))
+        own.__class__ = client_class(family, type(own), binding)
         # In the old dict its values lie as the old class laid them out, and are found more slowly.
         own.__dict__ = dict(own.__dict__)
     handle = Handle.give(own, binding)
@@ -92,7 +95,7 @@ def _family_of_protectable(client: object) -> Family:
     return family
 
 
-def _moved(family: Family, client: Any) -> Any:
+def _moved(protected: type[Any], client: Any) -> Any:
     """A new object with everything the client has, of the protected class.
 
     An object whose class is changed keeps its attributes in a dict from then on, where the interpreter
@@ -100,7 +103,6 @@ def _moved(family: Family, client: Any) -> Any:
     count, is made anew. What was given stays a protected client too. What they share is closed when neither
     is left.
     """
-    protected = client_class(family, type(client))
     client._keyheat_owner = PoolOwner(client)
     new = object.__new__(protected)
     for name, value in client.__dict__.items():

@@ -11,9 +11,12 @@ from keyheat.errors import ConfigError
 
 if TYPE_CHECKING:
     from keyheat.detect.rules import Rule
+    from keyheat.mitigate.allowlist import Allowlist
     from keyheat.mitigate.breaker import BreakerSettings
+    from keyheat.mitigate.copies import CopiesSettings
     from keyheat.mitigate.lease import LeaseSettings
     from keyheat.mitigate.loading import LoadingSettings
+    from keyheat.mitigate.replica_reads import ReplicaReadsSettings
 
 MIB = 1 << 20
 _INTEGER_MAX = 1 << 48
@@ -42,11 +45,18 @@ class ClientSettings:
         loading: How `get_or_load` and `cached` load, keep and refresh; `None` is the defaults.
         lease: Whether, and how, they bring the processes together, so that one loads.
         breaker: How they guard the cache node; `None` is no breaker.
+        node_breaker: How every command is guarded against a node that keeps failing: it ends at once, with
+            an error that is the library's `ConnectionError` too; `None` is no breaker.
         every_key: Treat every cacheable read as one of a hot key: the local cache without detection.
         nx_is_lock: Take a key that was set with `NX` for a lock, which is never cached nor coalesced.
         rules: Which keys are hot, and what is done for them; `None` is the default rule.
         plans: What is done for the keys of a rule instead of its own plan, by the rule's name (`default` is
-            that of the default rule): of `local_cache` and `coalesce`, those listed.
+            that of the default rule): of `local_cache`, `coalesce`, `copies` (for a Cluster) and
+            `replica_reads`, those listed. Reads that the local cache does not answer go to copies, or to
+            replicas; what it keeps comes from primaries.
+        copies: How copies are made where a plan has them; `None` is the defaults.
+        replica_reads: How replicas are read where a plan has it; `None` is the defaults.
+        allowlist: Whose keys get a longer expiry when they are written; `None` is nobody's.
     """
 
     max_staleness: timedelta | float | None = None
@@ -64,10 +74,14 @@ class ClientSettings:
     loading: "LoadingSettings | None" = None
     lease: "LeaseSettings | bool" = True
     breaker: "BreakerSettings | None" = None
+    node_breaker: "BreakerSettings | None" = None
     every_key: bool = False
     nx_is_lock: bool = True
     rules: "Sequence[Rule | dict[str, Any]] | None" = None
     plans: Mapping[str, Sequence[str]] | None = None
+    copies: "CopiesSettings | None" = None
+    replica_reads: "ReplicaReadsSettings | None" = None
+    allowlist: "Allowlist | None" = None
 
     def __post_init__(self) -> None:
         """Check what the engine would not name in Python's words.
@@ -105,22 +119,34 @@ class ClientSettings:
         """The wait in seconds."""
         return seconds("coalesce_wait", self.coalesce_wait)
 
+    @property
+    def routing(self) -> frozenset[str]:
+        """What else has a say in each command: `copies`, `replica_reads`, `allowlist`, `breaker`."""
+        plans = {remedy for rule in self.rules_in_force() or [] for remedy in rule.plan}
+        routed = plans & {"copies", "replica_reads"}
+        beside = {"allowlist": self.allowlist, "breaker": self.node_breaker}
+        return frozenset(routed | {name for name, given in beside.items() if given is not None})
+
+    def rules_in_force(self) -> "list[Rule] | None":
+        """The rules with their plans; `None` is the default rule with its own.
+
+        Raises:
+            ConfigError: A rule is refused, or a plan.
+        """
+        if self.rules is None and not self.plans:
+            return None
+        from keyheat.detect.rules import DEFAULT_RULE, checked_rules, with_plans  # noqa: PLC0415  imports pydantic
+
+        given = [DEFAULT_RULE] if self.rules is None else checked_rules(self.rules)
+        return with_plans(given, self.plans) if self.plans else given
+
     def to_json(self) -> str:
         """The engine's settings.
 
         Raises:
             ConfigError: A rule is refused.
         """
-        rules = None
-        if self.rules is not None:
-            from keyheat.detect.rules import checked_rules  # noqa: PLC0415  imports pydantic
-
-            rules = [rule.to_json() for rule in checked_rules(self.rules)]
-        if self.plans:
-            from keyheat.detect.rules import DEFAULT_RULE, checked_rules, with_plans  # noqa: PLC0415
-
-            given = [DEFAULT_RULE] if self.rules is None else checked_rules(self.rules)
-            rules = [rule.to_json() for rule in with_plans(given, self.plans)]
+        rules = self.rules_in_force()
         return json.dumps(
             {
                 "max_staleness_ms": self.max_staleness_ms,
@@ -130,7 +156,7 @@ class ClientSettings:
                 "cache_entries_max": self.cache_entries_max,
                 "every_key": self.every_key,
                 "nx_is_lock": self.nx_is_lock,
-                "rules": rules,
+                "rules": None if rules is None else [rule.to_json() for rule in rules],
                 "window_ms": round(seconds("window", self.window) * 1_000),
                 "hot_keys_max": self.hot_keys_max,
                 "connect_timeout_ms": round(seconds("connect_timeout", self.connect_timeout) * 1_000),

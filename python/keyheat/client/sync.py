@@ -207,36 +207,47 @@ def command(own: type[Any]) -> Callable[..., Any]:
     return execute_command
 
 
-def cluster_command(own: type[Any]) -> Callable[..., Any]:
-    """As `command`, and follows the client when its map of the Cluster changes."""
-    plain = command(own)
+def cluster_command(command: Callable[[type[Any]], Any]) -> Callable[[type[Any]], Any]:
+    """As `command`, which makes one, and follows the client when its map of the Cluster changes."""
 
-    def execute_command(self: Any, *args: Any, **options: Any) -> Any:
-        reply = plain(self, *args, **options)
-        slots = self.nodes_manager.slots_cache
-        if slots is not self._keyheat_slots and self._keyheat_guard is not None:
-            self._keyheat_follow(slots)
-        return reply
+    def made(own: type[Any]) -> Callable[..., Any]:
+        plain = command(own)
 
-    return execute_command
+        def execute_command(self: Any, *args: Any, **options: Any) -> Any:
+            reply = plain(self, *args, **options)
+            slots = self.nodes_manager.slots_cache
+            if slots is not self._keyheat_slots and self._keyheat_guard is not None:
+                self._keyheat_follow(slots)
+            return reply
+
+        return execute_command
+
+    return made
 
 
 class SyncPipeline:
     """A pipeline of a protected client: counted, and what it writes is noted; never read locally."""
 
     _keyheat_guard: Guard | None = None
+    _keyheat_routes: Any = None
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """As the pipeline's own."""
-        guard = self._keyheat_guard
+        guard, routes = self._keyheat_guard, self._keyheat_routes
+        if routes is not None:
+            args = routes.rewritten(args)
         if guard is not None:
             guard.void_for(args)
+        reply = None
         try:
-            return super().execute_command(*args, **options)  # type: ignore[misc]
+            reply = super().execute_command(*args, **options)  # type: ignore[misc]
+            return reply
         finally:
             # While watching, a command is sent at once.
             if guard is not None:
                 guard.void_for(args)
+            if routes is not None and reply is not self:
+                routes.wrote(routes.written_by([args]))
 
     def execute(self, *args: Any, **options: Any) -> Any:
         """As the pipeline's own."""
@@ -246,10 +257,21 @@ class SyncPipeline:
         commands = queued(self)
         for command in commands:
             guard.void_for(command)
+        routes = self._keyheat_routes
+        permit = None if routes is None else routes.permit(())
         replies: list[Any] = []
         try:
             replies = super().execute(*args, **options)  # type: ignore[misc]
+        except BaseException as error:
+            if permit is not None:
+                permit.failed(error)
+            raise
+        else:
+            if permit is not None:
+                permit.done()
         finally:
             for number, command in enumerate(commands):
                 guard.count(command, replies[number] if number < len(replies) else None)
+            if routes is not None:
+                routes.wrote(routes.written_by(commands))
         return replies

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from keyheat.errors import ConfigError
 
 Metric = Literal["ops", "reads", "writes", "bytes"]
-Remedy = Literal["local_cache", "coalesce"]
+Remedy = Literal["local_cache", "coalesce", "copies", "replica_reads"]
 
 
 class _Strict(BaseModel):

@@ -26,13 +26,15 @@ import hashlib
 import random
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from keyheat.errors import ConfigError
 from keyheat.mitigate import _checks as checks
-from keyheat.mitigate._drive import Batch, Client, Command, Pause, Reply, Steps, is_cluster
+from keyheat.mitigate import own_keys
+from keyheat.mitigate._commands import Batch, Client, Command, Reply, is_cluster
+from keyheat.mitigate._copies_scripts import DELETE_IF, FENCE, LEASE, MOVE, PLACE
 from keyheat.mitigate._placement import (
     primaries_of,
     primary_of_slot,
@@ -41,65 +43,12 @@ from keyheat.mitigate._placement import (
     tag_of_slot,
 )
 from keyheat.mitigate._reads import COPY_READS, says_something, verb_of
+from keyheat.mitigate.steps import Sleep, Steps
 
 _PLACES: Final = 256
 _TOPOLOGY_S: Final = 0.1
 _MISS_FIRST_S: Final = 0.02
 _MISS_LONGEST_S: Final = 1.0
-
-_LEASE: Final = """
-local owner = redis.call('GET', KEYS[1])
-if owner and owner ~= ARGV[1] then return {0} end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-local t = redis.call('TIME')
-local now_ms = t[1] * 1000 + math.floor(t[2] / 1000)
-for i = 4, #ARGV do redis.call('HSET', KEYS[2], 'c:' .. ARGV[i], string.format('%.0f', now_ms)) end
-redis.call('PEXPIRE', KEYS[2], ARGV[3])
-return {1, redis.call('HGET', KEYS[2], 'v') or '0', string.format('%.0f', now_ms)}
-"""
-_MOVE: Final = """
-local t = redis.call('TIME')
-local now_us = t[1] * 1000000 + t[2]
-local v = math.max(now_us, tonumber(redis.call('HGET', KEYS[1], 'v') or '0') + 1)
-local out = {string.format('%.0f', v)}
-redis.call('HSET', KEYS[1], 'v', out[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
-local all = redis.call('HGETALL', KEYS[1])
-for i = 1, #all, 2 do
-  if string.sub(all[i], 1, 2) == 'c:' then
-    if tonumber(all[i + 1]) + ARGV[2] > now_us / 1000 then out[#out + 1] = string.sub(all[i], 3)
-    else redis.call('HDEL', KEYS[1], all[i]) end
-  end
-end
-return out
-"""
-_PLACE: Final = """
-if tonumber(redis.call('HGET', KEYS[2], 'v') or '0') > tonumber(ARGV[1]) then return 0 end
-if redis.call('HGET', KEYS[2], 'd') == ARGV[2] and redis.call('PEXPIREAT', KEYS[1], ARGV[3]) == 1 then
-  redis.call('HSET', KEYS[2], 'v', ARGV[1])
-  redis.call('PEXPIRE', KEYS[2], ARGV[4])
-  return 1
-end
-if #ARGV < 5 then return -1 end
-local t = redis.call('TIME')
-if t[1] * 1000 + t[2] / 1000 >= tonumber(ARGV[3]) then return 0 end
-redis.call('RESTORE', KEYS[1], ARGV[3], ARGV[5], 'REPLACE', 'ABSTTL')
-redis.call('HSET', KEYS[2], 'v', ARGV[1], 'd', ARGV[2])
-redis.call('PEXPIRE', KEYS[2], ARGV[4])
-return 1
-"""
-_FENCE: Final = """
-if tonumber(redis.call('HGET', KEYS[2], 'v') or '0') >= tonumber(ARGV[1]) then return 0 end
-redis.call('DEL', KEYS[1])
-redis.call('DEL', KEYS[2])
-redis.call('HSET', KEYS[2], 'v', ARGV[1])
-redis.call('PEXPIRE', KEYS[2], ARGV[2])
-return 1
-"""
-_DELETE_IF: Final = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +69,7 @@ class CopiesSettings:
     clock_skew_ms: float = 100.0
     copy_max_bytes: int = 1 << 20
     keys_max: int = 64
-    prefix: bytes = b"keyheat:copy:"
+    prefix: bytes = own_keys.PREFIX + b"copy:"
 
     def __post_init__(self) -> None:
         if self.copies_max is not None:
@@ -226,12 +175,12 @@ class CopiesCore:
     # ------------------------------------------------------------------ told hot, told cool
 
     def heat(self, key: bytes | str) -> bool:
-        """Take a key in; False if it is a lock or there is no room."""
+        """Take a key in; False if it is a lock, one of keyheat's own, or there is no room."""
         name = checks.as_bytes(key)
         with self._guard:
             if name in self._keys:
                 return True
-            if name.startswith(self.settings.prefix) or (self._is_lock is not None and self._is_lock(name)):
+            if own_keys.is_own_key(name) or (self._is_lock is not None and self._is_lock(name)):
                 return False
             if len(self._keys) >= self.settings.keys_max:
                 self._log.warning("keys_max", "keys_max keys are copied already: others are not")
@@ -257,7 +206,7 @@ class CopiesCore:
         state.is_owner = False
         try:
             yield from self._void(state.key)
-            yield Command(("EVAL", _DELETE_IF, 1, self._beside(state.key, b"o"), self._owner))
+            yield Command(self._client, ("EVAL", DELETE_IF, 1, self._beside(state.key, b"o"), self._owner))
         except Exception as error:  # noqa: BLE001 - they expire by themselves
             self._failed(state, error)
 
@@ -289,19 +238,21 @@ class CopiesCore:
 
     # ------------------------------------------------------------------ reading
 
-    def read_steps(self, args: tuple[Any, ...], *, enabled: bool) -> Steps[Reply]:
+    def read_steps(self, args: tuple[Any, ...], options: Mapping[str, Any], *, enabled: bool) -> Steps[Reply]:
         """Run a read on a random copy or the original; what a copy cannot answer, the original does."""
         if not enabled or len(args) < 2 or verb_of(args) not in COPY_READS:
-            return (yield Command(args))
+            return (yield Command(self._client, args, options))
         state = self.state(args[1])
         if state is None or (len(args) > 2 and verb_of(args) == b"EXISTS"):
-            return (yield Command(args))
+            return (yield Command(self._client, args, options))
         place = self._choose(state)
         if place is None:
             self.stats.original_reads += 1
-            return (yield Command(args))
+            return (yield Command(self._client, args, options))
         try:
-            reply = yield Command((args[0], self.copy_name(state.key, place), *args[2:]))
+            reply = yield Command(
+                self._client, (args[0], self.copy_name(state.key, place), *args[2:]), options
+            )
         except Exception:  # noqa: BLE001 - whatever a copy says, the original has the last word
             reply = None
         if says_something(reply):
@@ -310,7 +261,7 @@ class CopiesCore:
             return reply
         self.stats.missed += 1
         self._skip(state, place)
-        return (yield Command(args))
+        return (yield Command(self._client, args, options))
 
     def _choose(self, state: CopiedKey) -> int | None:
         places = self.places(state.key)
@@ -333,7 +284,7 @@ class CopiesCore:
         key = args[1] if len(args) > 1 else b""
         is_copied = enabled and len(args) > 1 and self.state(key) is not None
         try:
-            reply = yield Command(args)
+            reply = yield Command(self._client, args)
         except Exception:
             if is_copied:  # it may have been done all the same
                 yield from self.invalidate_steps(key)
@@ -357,20 +308,21 @@ class CopiesCore:
                 type(error).__name__,
             )
             self.stats.waited_out += 1
-            yield Pause(self.settings.max_staleness_ms / 1000)
+            yield Sleep(self.settings.max_staleness_ms / 1000)
         state.next_round_s = float("-inf")
 
     def _void(self, key: bytes) -> Steps[None]:
         keep_ms = self._keep_ms()
-        moved = yield Command(("EVAL", _MOVE, 1, self._beside(key, b"r"), keep_ms, keep_ms))
+        moved = yield Command(self._client, ("EVAL", MOVE, 1, self._beside(key, b"r"), keep_ms, keep_ms))
         version, *places = (_text(each) for each in moved)
         fences = tuple(
             Command(
+                self._client,
                 (
-                    *("EVAL", _FENCE, 2),
+                    *("EVAL", FENCE, 2),
                     *(self.copy_name(key, int(place)), self._fence_name(key, int(place))),
                     *(version, keep_ms),
-                )
+                ),
             )
             for place in places
         )
@@ -412,7 +364,8 @@ class CopiesCore:
         state.next_round_s = now + lease_ms / 1000 * (0.5 + random.random())
         names = (self._beside(state.key, b"o"), self._beside(state.key, b"r"))
         answer = yield Command(
-            ("EVAL", _LEASE, 2, *names, self._owner, lease_ms, self._keep_ms(), *map(str, places))
+            self._client,
+            ("EVAL", LEASE, 2, *names, self._owner, lease_ms, self._keep_ms(), *map(str, places)),
         )
         state.is_owner = bool(int(answer[0]))
         if not state.is_owner:
@@ -424,7 +377,9 @@ class CopiesCore:
 
     def _make(self, state: CopiedKey, places: list[int], version: str, at_ms: int) -> Steps[None]:
         settings = self.settings
-        about = yield Batch((Command(("PTTL", state.key)), Command(("MEMORY USAGE", state.key))))
+        about = yield Batch(
+            (Command(self._client, ("PTTL", state.key)), Command(self._client, ("MEMORY USAGE", state.key)))
+        )
         ttl_ms, used_bytes = about
         if isinstance(ttl_ms, Exception):
             raise ttl_ms
@@ -434,7 +389,7 @@ class CopiesCore:
         if isinstance(used_bytes, int) and used_bytes > 2 * settings.copy_max_bytes:
             yield from self._give_up(state, "the value is larger than copy_max_bytes")
             return
-        payload = yield Command(("DUMP", state.key), {"NEVER_DECODE": []})
+        payload = yield Command(self._client, ("DUMP", state.key), {"NEVER_DECODE": []})
         if payload is None or len(payload) > settings.copy_max_bytes:
             reason = "does not exist" if payload is None else "is larger than copy_max_bytes"
             yield from self._give_up(state, f"the original {reason}")
@@ -476,10 +431,11 @@ class CopiesCore:
     ) -> Command:
         version, deadline_ms = when
         return Command(
+            self._client,
             (
-                *("EVAL", _PLACE, 2, self.copy_name(key, place), self._fence_name(key, place)),
+                *("EVAL", PLACE, 2, self.copy_name(key, place), self._fence_name(key, place)),
                 *(version, digest, deadline_ms, self._keep_ms(), *payload),
-            )
+            ),
         )
 
     def _give_up(self, state: CopiedKey, reason: str) -> Steps[None]:

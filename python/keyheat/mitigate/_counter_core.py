@@ -21,17 +21,18 @@ from typing import Any, Final, Literal
 
 from keyheat.errors import ConfigError
 from keyheat.mitigate import _checks as checks
-from keyheat.mitigate._drive import (
+from keyheat.mitigate import own_keys
+from keyheat.mitigate._commands import (
     Batch,
     Client,
     Command,
     Reply,
-    Steps,
     is_cluster,
     is_outcome_unknown,
     is_refused_by_server,
 )
 from keyheat.mitigate._placement import primaries_of, slot_of, spread_tags, tag_of_slot
+from keyheat.mitigate.steps import Steps
 
 Amount = int | float
 
@@ -88,7 +89,7 @@ class CounterSettings:
     on_full: Literal["error", "drop"] = "error"
     ttl_s: float | None = None
     kind: Literal["int", "float"] = "int"
-    prefix: bytes = b"keyheat:counter:"
+    prefix: bytes = own_keys.PREFIX + b"counter:"
 
     def __post_init__(self) -> None:
         checks.whole_at_least("shards", self.shards, 1)
@@ -251,7 +252,7 @@ class CounterCore:
         after = yield self._plain(target, amount)
         self.stats.sent += 1
         if self.settings.ttl_s is not None and float(after) == float(amount):  # just created
-            yield Command(("PEXPIRE", target, self._ttl_ms()))
+            yield Command(self._client, ("PEXPIRE", target, self._ttl_ms()))
 
     def flush_steps(self) -> Steps[None]:
         """Send all that is held; what cannot be sent stays, and its error is raised."""
@@ -308,12 +309,13 @@ class CounterCore:
         verb, amount = self._verb_and_amount(batch.amount)
         number = b"%d" % batch.number
         return Command(
-            ("EVAL", _ADD, 2, target, marker, verb, amount, number, int(_MARKER_S * 1000), self._ttl_ms())
+            self._client,
+            ("EVAL", _ADD, 2, target, marker, verb, amount, number, int(_MARKER_S * 1000), self._ttl_ms()),
         )
 
     def _plain(self, target: bytes, amount: Amount) -> Command:
         verb, written = self._verb_and_amount(amount)
-        return Command((verb, target, written))
+        return Command(self._client, (verb, target, written))
 
     def _verb_and_amount(self, amount: Amount) -> tuple[str, str]:
         return (
@@ -325,7 +327,7 @@ class CounterCore:
 
     def value_steps(self) -> Steps[Amount]:
         """Sum of all sub-keys and the counter's own key."""
-        replies = yield Batch(tuple(Command(("GET", key)) for key in self.sub_keys()))
+        replies = yield Batch(tuple(Command(self._client, ("GET", key)) for key in self.sub_keys()))
         return self._sum(replies)
 
     def _sum(self, replies: list[Reply]) -> Amount:
@@ -341,15 +343,17 @@ class CounterCore:
         if self.settings.shards == 1:
             return
         lease, name = self._beside(None, b"fold"), uuid.uuid4().hex
-        if not (yield Command(("SET", lease, name, "NX", "PX", _FOLD_MS))):
+        if not (yield Command(self._client, ("SET", lease, name, "NX", "PX", _FOLD_MS))):
             return  # another process is at it
         for shard in range(self.settings.shards):
             yield from self._fold_one(shard)
-        yield Command(("EVAL", _DELETE_IF, 1, lease, name))
+        yield Command(self._client, ("EVAL", _DELETE_IF, 1, lease, name))
 
     def _fold_one(self, shard: int) -> Steps[None]:
         journal = self._beside(shard, b"f")
-        moving = yield Command(("EVAL", _TAKE, 2, self.sub_key(shard), journal, uuid.uuid4().hex))
+        moving = yield Command(
+            self._client, ("EVAL", _TAKE, 2, self.sub_key(shard), journal, uuid.uuid4().hex)
+        )
         if moving is None:
             return
         text = moving.decode() if isinstance(moving, bytes) else str(moving)
@@ -357,8 +361,10 @@ class CounterCore:
         verb = self._verb_and_amount(0)[0]
         marker = self._beside(None, b"m:fold:%d" % shard)
         keep_ms = int(_MARKER_S * 1000)
-        yield Command(("EVAL", _ADD, 2, self.key, marker, verb, amount, number, keep_ms, self._ttl_ms()))
-        yield Command(("EVAL", _DELETE_IF, 1, journal, text))
+        yield Command(
+            self._client, ("EVAL", _ADD, 2, self.key, marker, verb, amount, number, keep_ms, self._ttl_ms())
+        )
+        yield Command(self._client, ("EVAL", _DELETE_IF, 1, journal, text))
 
     def reset_steps(self) -> Steps[None]:
         """Forget what is held and delete every key of the counter."""
@@ -368,7 +374,7 @@ class CounterCore:
         keys = self.sub_keys()
         if self.settings.shards > 1:
             keys += [self._beside(shard, b"f") for shard in range(self.settings.shards)]
-        replies = yield Batch(tuple(Command(("DEL", key)) for key in keys))
+        replies = yield Batch(tuple(Command(self._client, ("DEL", key)) for key in keys))
         self._sum(replies)
 
     def say_lost(self, error: BaseException) -> None:

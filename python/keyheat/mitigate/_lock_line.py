@@ -8,6 +8,11 @@ the head knows. It may then ask at once, without the host's turn (a *hand-over*)
 would starve every other process, so after `handovers_max` in a row the head stands back for one
 whole `sleep`: every other contender, here and on other hosts, asks once in that time.
 
+A question the server answered with "held" counts for the whole line, for one `sleep`: a new head waits
+until then, for a release here or for the next question to be due, and one whose deadline comes first
+leaves without having asked. So a line asks once per `sleep` also while the deadlines of its waiters
+come one after another, or all at once. Whoever stands alone asks as often as redis-py's `Lock` would.
+
 A waiter leaves in a `finally`: cancelled, timed out or interrupted, it never strands the others.
 While somebody of this process holds the lock, the head leaves the host's turn to other processes
 until the release, or one `sleep` (a holder may have died, or handed its lock to another process).
@@ -20,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 _IDLE_LINES_MAX: Final = 4096
+_NEVER: Final = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,7 @@ class Line:
     has_handover: bool = False
     handovers: int = 0
     not_before_s: float = 0.0
+    refused_s: float = _NEVER  # when the server last said that the lock is held
 
 
 class Lines:
@@ -97,6 +104,12 @@ class Lines:
         """The head has got the lock."""
         with self._guard:
             line.is_held_here = True
+            line.refused_s = _NEVER
+
+    def refused(self, line: Line, now_s: float) -> None:
+        """The head has asked, and the lock was held."""
+        with self._guard:
+            line.refused_s = now_s
 
     def released(self, what: bytes, sleep_s: float, now_s: float) -> None:
         """Somebody of this process has released the lock."""
@@ -133,6 +146,7 @@ class Lines:
     def _tidy(self, what: bytes, line: Line) -> None:
         if not line.waiters:
             line.has_handover = False
+            line.refused_s = _NEVER
             if not line.is_held_here:
                 self._lines.pop(what, None)
         while len(self._lines) > _IDLE_LINES_MAX:
@@ -186,15 +200,26 @@ class Attempt:
     def _as_head(self, line: Line) -> Contending:
         if line.is_held_here and not line.has_handover:
             yield Wait(self._until_deadline(self.sleep_s))
+        if not (yield from self._is_due(line)):
+            return False
         while True:
             if not (yield from self._may_ask(line)):
                 return False
             if (yield Ask()):
                 self.lines.acquired(line)
                 return True
+            self.lines.refused(line, self.clock())
             if self._is_over(self.sleep_s):
                 return False
             yield Wait(self.sleep_s)
+
+    def _is_due(self, line: Line) -> Contending:
+        """Wait until what an earlier head was told is a `sleep` old; False if the deadline comes first."""
+        while not line.has_handover and (ahead_s := line.refused_s + self.sleep_s - self.clock()) > 0:
+            if self._is_over(0.0):
+                return False
+            yield Wait(self._until_deadline(ahead_s))
+        return True
 
     def _may_ask(self, line: Line) -> Contending:
         """Wait for the right to ask; False if the deadline comes first."""

@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import count
 from typing import Final
 
-from keyheat.mitigate._drive import Client
+from keyheat.mitigate._commands import Client
 
 SLOTS: Final = 16_384
 

@@ -15,15 +15,17 @@ import importlib
 import random
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from keyheat.errors import UpstreamUnreachableError
 from keyheat.mitigate import _checks as checks
-from keyheat.mitigate._drive import Client, Command, Invoke, Reply, Steps, is_asyncio, is_cluster, library_of
+from keyheat.mitigate import own_keys
+from keyheat.mitigate._commands import Client, Command, Reply, is_asyncio, is_cluster, library_of
 from keyheat.mitigate._placement import slot_of
 from keyheat.mitigate._reads import REPLICA_READS, verb_of
+from keyheat.mitigate.steps import Call, Steps
 
 _NEVER: Final = float("-inf")
 _HISTORY: Final = 64
@@ -145,9 +147,9 @@ class ReplicaCore:
     # ------------------------------------------------------------------ told hot, told cool
 
     def heat(self, key: bytes | str) -> bool:
-        """Take a key in; False if it is a lock or there is no room."""
+        """Take a key in; False if it is a lock, one of keyheat's own, or there is no room."""
         name = checks.as_bytes(key)
-        if self._is_lock is not None and self._is_lock(name):
+        if own_keys.is_own_key(name) or (self._is_lock is not None and self._is_lock(name)):
             return False
         if name not in self._keys and len(self._keys) >= self.settings.keys_max:
             self._log.warning("keys_max", "keys_max keys are read from replicas already: others are not")
@@ -161,18 +163,18 @@ class ReplicaCore:
 
     # ------------------------------------------------------------------ reading and writing
 
-    def read_steps(self, args: tuple[Any, ...], *, enabled: bool) -> Steps[Reply]:
+    def read_steps(self, args: tuple[Any, ...], options: Mapping[str, Any], *, enabled: bool) -> Steps[Reply]:
         """Run a read where the policy says."""
         if not enabled or len(args) < 2 or self.settings.policy == "primary":
-            return (yield Command(args))
+            return (yield Command(self._client, args, options))
         key = checks.as_bytes(args[1])
         verb = verb_of(args)
         if key not in self._keys or verb not in REPLICA_READS or (verb == b"EXISTS" and len(args) > 2):
-            return (yield Command(args))
+            return (yield Command(self._client, args, options))
         replica = self._choose(key)
         if replica is not None:
             try:
-                reply = yield Command(args, client=replica.client)
+                reply = yield Command(replica.client, args, options)
             except Exception as error:  # noqa: BLE001 - whatever a replica says, the primary has the last word
                 self.stats.replica_failures += 1
                 self._log.warning("read", "a replica did not answer a read: %s", type(error).__name__)
@@ -183,12 +185,12 @@ class ReplicaCore:
         elif self.settings.policy == "replica":
             raise UpstreamUnreachableError("no replica is known to be fresh enough (max_lag_ms)")
         self.stats.primary_reads += 1
-        return (yield Command(args))
+        return (yield Command(self._client, args, options))
 
     def write_steps(self, args: tuple[Any, ...]) -> Steps[Reply]:
         """Run a write and remember it, whatever its outcome."""
         try:
-            return (yield Command(args))
+            return (yield Command(self._client, args))
         finally:
             if len(args) > 1:
                 self.wrote(args[1])
@@ -254,7 +256,7 @@ class ReplicaCore:
         node = self._client.nodes_manager.get_node(node_name=group.primary) if self._is_cluster else None
         options = {"target_nodes": node} if node is not None else {}
         asked_s = self._clock()
-        role = yield Command(("ROLE",), options)
+        role = yield Command(self._client, ("ROLE",), options)
         if _text(role[0]) != "master":
             raise UpstreamUnreachableError("a primary is one no more")
         offset = int(role[1])
@@ -270,7 +272,7 @@ class ReplicaCore:
 
     def _poll_replica(self, group: _Group, replica: _Replica) -> Steps[None]:
         try:
-            role = yield Command(("ROLE",), client=replica.client)
+            role = yield Command(replica.client, ("ROLE",))
         except Exception:  # noqa: BLE001 - down, loading or cut off: left out until it answers again
             self.stats.poll_failures += 1
             replica.failed(self._clock(), self.settings.poll_interval_ms / 1000)
@@ -332,7 +334,7 @@ class ReplicaCore:
     def _close(self, replicas: Any) -> Steps[None]:
         for replica in list(replicas):
             is_async = is_asyncio(replica.client)
-            yield Invoke(replica.client.aclose if is_async else replica.client.close)
+            yield Call(replica.client.aclose if is_async else replica.client.close)
 
 
 def _replicas_of(role: Reply) -> dict[str, tuple[str, int]]:

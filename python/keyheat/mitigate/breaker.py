@@ -43,8 +43,7 @@ from typing import Final, Literal, Self
 
 from keyheat.clock import now_s
 from keyheat.errors import CircuitOpenError
-from keyheat.mitigate import validate
-from keyheat.mitigate._checks import at_least, whole_at_least
+from keyheat.mitigate._checks import at_least, seconds, whole_at_least, within
 from keyheat.mitigate._lifetime import in_forked_child
 from keyheat.mitigate.failures import IsFailure, is_node_failure
 
@@ -94,12 +93,12 @@ class BreakerSettings:
 
     def __post_init__(self) -> None:
         for name in ("window_s", "slow_s", "open_s", "open_max_s", "probe_timeout_s"):
-            validate.seconds(name, getattr(self, name))
-        validate.seconds("recovery_s", self.recovery_s, is_zero_accepted=True)
+            seconds(name, getattr(self, name))
+        seconds("recovery_s", self.recovery_s, is_zero_accepted=True)
         at_least("open_max_s", self.open_max_s, self.open_s)
-        validate.within("error_rate", self.error_rate, 0.001, 1)
+        within("error_rate", self.error_rate, 0.001, 1)
         at_least("slow_rate", self.slow_rate, 0.001)
-        validate.within("jitter", self.jitter, 0, 0.9)
+        within("jitter", self.jitter, 0, 0.9)
         for name in ("calls_min", "probes_at_once", "probes_needed"):
             whole_at_least(name, getattr(self, name), 1)
 

@@ -13,9 +13,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, Self, TypeVar, overload
 
 from keyheat.errors import ConfigError
-from keyheat.mitigate import validate
+from keyheat.mitigate._checks import Seconds, seconds
 from keyheat.mitigate.steps import Steps, drive, drive_async
-from keyheat.mitigate.validate import Seconds
 
 if TYPE_CHECKING:
     from keyheat.mitigate.loading import Loader
@@ -137,7 +136,7 @@ def cached(loader: "Loader", template: str, *, ttl: Seconds) -> Decorator:
     Raises:
         ConfigError: The ttl is not a positive time, or the template is not one.
     """
-    validate.seconds("ttl", ttl)
+    seconds("ttl", ttl)
     _names(template)
     return Decorator(loader, template, ttl)
 

@@ -44,8 +44,7 @@ from typing import Final, Literal, TypeVar, cast
 
 from keyheat.clock import now_s
 from keyheat.errors import WaitTimeoutError
-from keyheat.mitigate import validate
-from keyheat.mitigate._checks import one_of
+from keyheat.mitigate._checks import one_of, seconds
 from keyheat.mitigate._lifetime import in_forked_child
 from keyheat.mitigate.latch import Latch, WaitFor
 from keyheat.mitigate.shedder import Shedder
@@ -155,8 +154,8 @@ class Coalescer:
         shedder: Shedder | None = None,
         clock: Callable[[], float] = now_s,
     ) -> None:
-        self._wait_s = validate.seconds("wait_s", wait_s)
-        self._recheck_s = validate.seconds("recheck_s", recheck_s)
+        self._wait_s = seconds("wait_s", wait_s)
+        self._recheck_s = seconds("recheck_s", recheck_s)
         one_of("on_timeout", on_timeout, ("load", "raise", "stale"))
         self._on_timeout = on_timeout
         self._shedder = shedder

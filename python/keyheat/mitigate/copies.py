@@ -21,24 +21,21 @@ read whose reply is empty is asked again of the original, for an absent copy ans
 than four times the bound.
 """
 
-import asyncio
-import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from keyheat.clock import now_s
-from keyheat.mitigate import _lifetime as lifetime
+from keyheat.mitigate._commands import Client, Reply
 from keyheat.mitigate._copies_core import CopiedKey, CopiesCore, CopiesSettings, CopiesStats
-from keyheat.mitigate._drive import Client, Reply, adrive, drive
-from keyheat.mitigate._ticker import AsyncTicker, Ticker
+from keyheat.mitigate._ticked import AsyncTicked, Ticked
+from keyheat.mitigate.steps import drive, drive_async
 
 __all__ = ["AsyncCopies", "CopiedKey", "Copies", "CopiesSettings", "CopiesStats"]
 
 _TICKS_PER_ROUND = 4
 
 
-class Copies:
+class Copies(Ticked[CopiesCore]):
     """Copies on a blocking Cluster client.
 
     Args:
@@ -59,12 +56,8 @@ class Copies:
         is_lock: Callable[[bytes], bool] | None = None,
         clock: Callable[[], float] = now_s,
     ) -> None:
-        self.enabled = True
-        self._client = client
-        self._core = CopiesCore(client, settings or CopiesSettings(), clock, is_lock)
-        self._rounds = threading.Lock()
-        self._ticker = self._new_ticker()
-        self._hook = lifetime.in_forked_child(self._forked)
+        core = CopiesCore(client, settings or CopiesSettings(), clock, is_lock)
+        super().__init__(core, core.round_s / _TICKS_PER_ROUND, "keyheat-copies")
 
     def heat(self, key: bytes | str) -> bool:
         """Told that a key is hot: copies are made, by this process or another.
@@ -74,35 +67,34 @@ class Copies:
         """
         taken = self._core.heat(key)
         if taken:
-            self._ticker.start()
-            self._ticker.wake()
+            self._begin()
         return taken
 
     def cool(self, key: bytes | str) -> None:
         """Told that a key is hot no more: its owner deletes the copies."""
         with self._rounds:
-            drive(self._core.cool_steps(key), self._client)
+            drive(self._core.cool_steps(key))
 
-    def read(self, *args: Any) -> Reply:
+    def read(self, *args: Any, **options: Any) -> Reply:
         """Run a read of one key, on a copy if it is hot and the command can be answered by one."""
-        return drive(self._core.read_steps(args, enabled=self.enabled), self._client)
+        return drive(self._core.read_steps(args, options, enabled=self.enabled))
 
     def write(self, *args: Any) -> Reply:
         """Run a write of one key; returns when no copy from before it is left."""
-        reply = drive(self._core.write_steps(args, enabled=self.enabled), self._client)
+        reply = drive(self._core.write_steps(args, enabled=self.enabled))
         self._ticker.wake()
         return reply
 
     def invalidate(self, key: bytes | str) -> None:
         """To be called after a write made elsewhere, before its reply is passed on."""
         if self.enabled:
-            drive(self._core.invalidate_steps(key), self._client)
+            drive(self._core.invalidate_steps(key))
             self._ticker.wake()
 
     def round(self) -> None:
         """Do now what the thread does now and then: renew the copies this process owns."""
         with self._rounds:
-            drive(self._core.round_steps(enabled=self.enabled), self._client)
+            drive(self._core.round_steps(enabled=self.enabled))
 
     def state(self, key: bytes | str) -> CopiedKey | None:
         """What this process knows of a hot key; None for others."""
@@ -118,24 +110,11 @@ class Copies:
         for state in self._core.hot():
             self.cool(state.key)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _forked(self) -> None:
-        self._core.forget()
-        self._rounds = threading.Lock()
-        self._ticker = self._new_ticker()
-
-    def _new_ticker(self) -> Ticker:
-        return Ticker(self.round, self._core.round_s / _TICKS_PER_ROUND, "keyheat-copies")
+    def _round(self) -> None:
+        self.round()
 
 
-class AsyncCopies:
+class AsyncCopies(AsyncTicked[CopiesCore]):
     """The same on an asyncio Cluster client."""
 
     def __init__(
@@ -146,46 +125,41 @@ class AsyncCopies:
         is_lock: Callable[[bytes], bool] | None = None,
         clock: Callable[[], float] = now_s,
     ) -> None:
-        self.enabled = True
-        self._client = client
-        self._core = CopiesCore(client, settings or CopiesSettings(), clock, is_lock)
-        self._rounds = asyncio.Lock()
-        self._ticker = self._new_ticker()
-        self._hook = lifetime.in_forked_child(self._forked)
+        core = CopiesCore(client, settings or CopiesSettings(), clock, is_lock)
+        super().__init__(core, core.round_s / _TICKS_PER_ROUND)
 
     def heat(self, key: bytes | str) -> bool:
         """As `Copies.heat`; in a running loop."""
         taken = self._core.heat(key)
         if taken:
-            self._ticker.start()
-            self._ticker.wake()
+            self._begin()
         return taken
 
     async def cool(self, key: bytes | str) -> None:
         """As `Copies.cool`."""
         async with self._rounds:
-            await adrive(self._core.cool_steps(key), self._client)
+            await drive_async(self._core.cool_steps(key))
 
-    async def read(self, *args: Any) -> Reply:
+    async def read(self, *args: Any, **options: Any) -> Reply:
         """As `Copies.read`."""
-        return await adrive(self._core.read_steps(args, enabled=self.enabled), self._client)
+        return await drive_async(self._core.read_steps(args, options, enabled=self.enabled))
 
     async def write(self, *args: Any) -> Reply:
         """As `Copies.write`."""
-        reply = await adrive(self._core.write_steps(args, enabled=self.enabled), self._client)
+        reply = await drive_async(self._core.write_steps(args, enabled=self.enabled))
         self._ticker.wake()
         return reply
 
     async def invalidate(self, key: bytes | str) -> None:
         """As `Copies.invalidate`."""
         if self.enabled:
-            await adrive(self._core.invalidate_steps(key), self._client)
+            await drive_async(self._core.invalidate_steps(key))
             self._ticker.wake()
 
     async def round(self) -> None:
         """As `Copies.round`."""
         async with self._rounds:
-            await adrive(self._core.round_steps(enabled=self.enabled), self._client)
+            await drive_async(self._core.round_steps(enabled=self.enabled))
 
     def state(self, key: bytes | str) -> CopiedKey | None:
         """What this process knows of a hot key; None for others."""
@@ -201,18 +175,5 @@ class AsyncCopies:
         for state in self._core.hot():
             await self.cool(state.key)
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    def _forked(self) -> None:
-        self._core.forget()
-        self._rounds = asyncio.Lock()
-        self._ticker = self._new_ticker()
-
-    def _new_ticker(self) -> AsyncTicker:
-        return AsyncTicker(self.round, self._core.round_s / _TICKS_PER_ROUND)
+    async def _round(self) -> None:
+        await self.round()

@@ -8,12 +8,8 @@ commands, and each waiting process three: look, wait, look again.
 *The lease key never becomes hot*: within a process the callers of a key are coalesced first, so there is
 one contender per process and key, however many threads and tasks it has.
 
-*Waking.* Those who wait block on a stream beside the key (`XREAD BLOCK`), to which the holder adds one
-entry. A stream wakes everybody with one write, it remembers, so that nobody can miss the entry between
-looking and waiting, and it needs no connection of a kind of its own, as pub/sub does (which in a Cluster
-differs by client library). Refused: a list (the holder would have to know how many wait), polling alone
-(its commands grow with the load time). Each wait takes a connection of the pool: beyond `pushes_max`, or
-where `XREAD` is not allowed, a waiter polls with growing, jittered pauses.
+*Waking.* Those who wait block on a stream beside the key, to which the holder adds one entry, or poll; see
+`lease_waiting.py`.
 
 *Fencing.* A fill is refused when the token is not ours any more (the lease expired in a pause of this
 process, or `invalidate` was called), or the data key changed since it was looked at. The holder's callers
@@ -35,36 +31,39 @@ Source: Nishtala et al., "Scaling Memcache at Facebook" (NSDI 2013), leases; tok
 documentation's "Distributed Locks", single instance.
 """
 
-import random
 import secrets
-import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, NamedTuple, cast
+from dataclasses import dataclass, replace
+from typing import Final, Literal, NamedTuple, cast
 
 from keyheat.clock import now_s
-from keyheat.errors import LoadFailedError, TurnedBackError, WaitTimeoutError
-from keyheat.mitigate import validate
-from keyheat.mitigate._checks import OnceLogger, as_bytes, at_least, one_of, reserved_prefix, whole_at_least
-from keyheat.mitigate._drive import Client, Reply, is_asyncio, is_cluster
+from keyheat.errors import TurnedBackError, WaitTimeoutError
+from keyheat.mitigate._checks import (
+    OnceLogger,
+    Seconds,
+    as_bytes,
+    at_least,
+    one_of,
+    reserved_prefix,
+    seconds,
+    whole_at_least,
+    within,
+)
+from keyheat.mitigate._commands import Client, Command, Reply, is_asyncio
 from keyheat.mitigate._lifetime import in_forked_child
 from keyheat.mitigate.coalescer import Coalescer
-from keyheat.mitigate.failures import is_client_error, is_no_script, is_node_failure, is_wrong_type
+from keyheat.mitigate.failures import is_client_error, is_no_script, is_wrong_type
 from keyheat.mitigate.lease_keys import LeaseKeys, keys_for
 from keyheat.mitigate.lease_scripts import ACQUIRE, FILL, FOUND, INVALIDATE, OURS, RELEASE, RENEW, Script
+from keyheat.mitigate.lease_waiting import LeaseWaiting
+from keyheat.mitigate.own_keys import PREFIX
 from keyheat.mitigate.renewal import Renewal, TaskRenewals, ThreadRenewals
 from keyheat.mitigate.shedder import Shedder
-from keyheat.mitigate.steps import Call, Sleep, Steps, drive, drive_async
-from keyheat.mitigate.validate import Seconds
+from keyheat.mitigate.steps import Call, Steps, drive, drive_async
 
 Storable = bytes | str | int | float
 
 _WAKE_TTL_MS: Final = 10_000
-_BLOCK_MAX_S: Final = 2.0
-_SOCKET_TIMEOUT_S: Final = 5.0  # redis-py's default
-_JITTER_S: Final = 0.020
-_POLL_MIN_S: Final = 0.005
-_POLL_MAX_S: Final = 0.040
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,13 +87,13 @@ class LeaseSettings:
     wait_s: float = 10.0
     on_timeout: Literal["load", "raise"] = "load"
     pushes_max: int = 16
-    prefix: bytes = b"keyheat:"
+    prefix: bytes = PREFIX
 
     def __post_init__(self) -> None:
-        validate.within("lease_s", self.lease_s, 0.05, 3600)
+        within("lease_s", self.lease_s, 0.05, 3600)
         at_least("renew_max_s", self.renew_max_s, self.lease_s)
-        validate.seconds("renew_max_s", self.renew_max_s)
-        validate.seconds("wait_s", self.wait_s)
+        seconds("renew_max_s", self.renew_max_s)
+        seconds("wait_s", self.wait_s)
         one_of("on_timeout", self.on_timeout, ("load", "raise"))
         whole_at_least("pushes_max", self.pushes_max, 0)
         reserved_prefix("prefix", self.prefix)
@@ -172,8 +171,7 @@ class Lease:
         self._renewals: TaskRenewals | ThreadRenewals = (
             TaskRenewals() if is_asyncio(client) else ThreadRenewals()
         )
-        self._block_max_s = _block_max_s(client)
-        self._can_push = True
+        self._waiting = LeaseWaiting(client, self._settings.pushes_max)
         self._said = OnceLogger("keyheat.mitigate.lease")
         self.enabled = True
         self._stats = LeaseStats()
@@ -182,8 +180,7 @@ class Lease:
 
     def start_empty(self) -> None:
         """Forget what is under way; for a forked child."""
-        self._lock = threading.RLock()
-        self._pushing = 0
+        self._waiting.start_empty()
         self._renewals.start_empty()
 
     def rebuild(self, key: bytes | str, load: Callable[[], Storable], *, ttl: Seconds) -> bytes:
@@ -220,7 +217,7 @@ class Lease:
 
     def stats(self) -> LeaseStats:
         """What it has seen so far."""
-        return LeaseStats(**asdict(self._stats))
+        return replace(self._stats, pushes=self._waiting.pushes, polls=self._waiting.polls)
 
     def invalidate_steps(self, key: bytes) -> Steps[None]:
         """The algorithm of `invalidate`."""
@@ -267,7 +264,7 @@ class Lease:
             if left_s <= 0:
                 return (yield from self._stop_waiting(load))
             self._stats.waited += attempt == 0
-            yield from self._wait(keys, min(left_s, reply[1] / 1000), attempt)
+            yield from self._waiting.steps(keys, min(left_s, reply[1] / 1000), attempt)
             attempt += 1
 
     @property
@@ -275,7 +272,7 @@ class Lease:
         return max(1, int(self._settings.lease_s * 1000))
 
     def _coalesced(self, key: bytes | str, load: Callable[[], object], ttl: Seconds) -> Steps[bytes]:
-        ttl_ms = max(1, int(validate.seconds("ttl", ttl) * 1000))
+        ttl_ms = max(1, int(seconds("ttl", ttl) * 1000))
         name = as_bytes(key)
 
         def loading() -> Steps[Loaded]:
@@ -369,67 +366,15 @@ class Lease:
         slot.leave()
         return loaded
 
-    # ------------------------------------------------------------ waiting
-
-    def _wait(self, keys: LeaseKeys, lease_left_s: float, attempt: int) -> Steps[None]:
-        """Wait for the holder's word, at most until its lease ends.
-
-        Raises:
-            LoadFailedError: The word is that its load failed.
-        """
-        if not self._take_push():
-            yield from self._poll(attempt)
-            return
-        # A little over the end of the lease, differently for each: not all come back at once.
-        wait_s = min(max(0.0, lease_left_s), self._block_max_s) + random.random() * _JITTER_S
-        try:
-            outcome = yield from self._pushed(keys, wait_s)
-        except Exception as error:
-            if not is_client_error(error):
-                raise
-            if not is_node_failure(error):
-                self._can_push = False
-                self._said.warning("push", "XREAD is refused (%s): polling instead", type(error).__name__)
-            yield from self._poll(attempt)
-            return
-        finally:
-            with self._lock:
-                self._pushing -= 1
-        kind, _, what = outcome.partition(b":")
-        if kind == b"failed":
-            raise LoadFailedError(f"another process was loading this key, and failed: {what.decode()}")
-
-    def _take_push(self) -> bool:
-        with self._lock:
-            if not self._can_push or self._pushing >= self._settings.pushes_max:
-                return False
-            self._pushing += 1
-            self._stats.pushes += 1
-            return True
-
-    def _pushed(self, keys: LeaseKeys, wait_s: float) -> Steps[bytes]:
-        words = ("XREAD", "COUNT", 1, "BLOCK", max(1, int(wait_s * 1000)), "STREAMS", keys.wake, 0)
-        options: dict[str, Any] = {"NEVER_DECODE": True}
-        if is_cluster(self._client):
-            # The client would ask the server where the keys of an XREAD are, and might pick a replica.
-            options["target_nodes"] = self._client.get_node_from_key(keys.wake)
-        reply = yield Call(lambda: self._client.execute_command(*words, **options))
-        return _last_word(reply)
-
-    def _poll(self, attempt: int) -> Steps[None]:
-        self._stats.polls += 1
-        pause_s = min(_POLL_MAX_S, _POLL_MIN_S * 2.0 ** min(attempt, 10))
-        yield Sleep(pause_s * (0.5 + random.random() / 2))
-
     def _run(self, script: Script, keys: LeaseKeys, *arguments: bytes | int) -> Steps[Reply]:
         words = (len(keys), *keys, *arguments)
-        execute = self._client.execute_command
+        options = {"NEVER_DECODE": True}
         try:
-            return (yield Call(lambda: execute("EVALSHA", script.sha, *words, NEVER_DECODE=True)))
+            return (yield Command(self._client, ("EVALSHA", script.sha, *words), options))
         except Exception as error:
             if not is_no_script(error):
                 raise
-        return (yield Call(lambda: execute("EVAL", script.text, *words, NEVER_DECODE=True)))
+        return (yield Command(self._client, ("EVAL", script.text, *words), options))
 
 
 def stored_form(value: object) -> bytes:
@@ -445,21 +390,3 @@ def stored_form(value: object) -> bytes:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return repr(value).encode()
     raise TypeError(f"a value of type {type(value).__name__} cannot be stored: bytes, str, int or float can")
-
-
-def _block_max_s(client: Client) -> float:
-    """How long a command may block before the client itself would give up on the connection."""
-    told = client.get_connection_kwargs().get("socket_timeout", _SOCKET_TIMEOUT_S)
-    return min(_BLOCK_MAX_S, (told or _SOCKET_TIMEOUT_S) * 0.4)
-
-
-def _last_word(reply: Reply) -> bytes:
-    """The last value of the entry read, whatever shape the protocol version gives it; empty if none."""
-    while reply:
-        if isinstance(reply, dict):
-            reply = list(reply.values())[-1]
-        elif isinstance(reply, list | tuple):
-            reply = reply[-1]
-        else:
-            return cast("bytes", reply)
-    return b""

@@ -40,9 +40,17 @@ from typing import Literal, TypeVar
 
 from keyheat.clock import now_s
 from keyheat.errors import CircuitOpenError, ConfigError
-from keyheat.mitigate import validate
-from keyheat.mitigate._checks import OnceLogger, as_bytes, at_least, one_of, whole_at_least
-from keyheat.mitigate._drive import Client, Reply, is_asyncio
+from keyheat.mitigate._checks import (
+    OnceLogger,
+    Seconds,
+    as_bytes,
+    at_least,
+    one_of,
+    seconds,
+    whole_at_least,
+    within,
+)
+from keyheat.mitigate._commands import Client, Command, Reply, is_asyncio
 from keyheat.mitigate._lifetime import in_forked_child
 from keyheat.mitigate.background import Background
 from keyheat.mitigate.breaker import Breaker
@@ -54,7 +62,6 @@ from keyheat.mitigate.lease import Lease, Loaded
 from keyheat.mitigate.shedder import Shedder
 from keyheat.mitigate.stale_store import StaleStore
 from keyheat.mitigate.steps import Call, Steps, drive, drive_async
-from keyheat.mitigate.validate import Seconds
 
 T = TypeVar("T")
 
@@ -99,13 +106,13 @@ class LoadingSettings:
     serializer: Serializer = field(default_factory=Json)
 
     def __post_init__(self) -> None:
-        validate.within("ttl_jitter", self.ttl_jitter, 0, 0.9)
+        within("ttl_jitter", self.ttl_jitter, 0, 0.9)
         at_least("early_refresh_beta", self.early_refresh_beta, 0)
         for name in ("negative_ttl_s", "stale_while_revalidate_s", "stale_if_error_s"):
-            validate.seconds(name, getattr(self, name), is_zero_accepted=True)
-        validate.seconds("wait_s", self.wait_s)
+            seconds(name, getattr(self, name), is_zero_accepted=True)
+        seconds("wait_s", self.wait_s)
         if self.join_max_age_s is not None:
-            validate.seconds("join_max_age_s", self.join_max_age_s, is_zero_accepted=True)
+            seconds("join_max_age_s", self.join_max_age_s, is_zero_accepted=True)
         for name, least in (("loads_max", 1), ("loads_queue", 0), ("refreshes_max", 0)):
             whole_at_least(name, getattr(self, name), least)
         one_of("format", self.format, ("auto", "envelope"))
@@ -302,12 +309,12 @@ class Loader:
         if self._lease is not None:
             yield from self._lease.invalidate_steps(name)
         else:
-            yield Call(lambda: self._client.execute_command("DEL", name))
+            yield Command(self._client, ("DEL", name))
         self._void(name)
 
     def _job(self, key: bytes | str, load: Callable[[], object], ttl: Seconds, *, keeps_types: bool) -> _Job:
         keeps = keeps_types or self.settings.format == "envelope" or self.settings.stale_s > 0
-        return _Job(as_bytes(key), load, validate.seconds("ttl", ttl), keeps)
+        return _Job(as_bytes(key), load, seconds("ttl", ttl), keeps)
 
     def _look(self, job: _Job) -> Steps[bytes]:
         try:
@@ -485,7 +492,7 @@ class Loader:
         """One command to the cache, through the breaker."""
         permit = self._breaker.acquire() if self._breaker is not None else None
         try:
-            reply = yield Call(lambda: self._client.execute_command(*words, **options))
+            reply = yield Command(self._client, words, options)
         except BaseException as error:
             if permit is not None:
                 permit.failed(error)

@@ -8,11 +8,12 @@ that share a turn only one head does (`_lock_line.py` says how, and why nobody s
 What `LockRelief.lock` returns *is* the library's `Lock`: the same key, token, scripts, errors,
 `timeout`, `extend`, `reacquire`, `thread_local`. It differs in two ways. The lock goes to waiters
 of one process in their order. A waiter that stands in line until its `blocking_timeout` returns
-False without having asked, where redis-py would have asked in vain. `blocking=False`, and a
-`blocking_timeout` of 0, ask the server at once, line or not.
+False without having asked itself: the line's last question, at most one `sleep` ago, was answered for
+it too. `blocking=False`, and a `blocking_timeout` of 0, ask the server at once, line or not.
 
-Bound: at most one question per host and `sleep`, and one more per release here (a hand-over, which
-mostly succeeds). Where the host has no private directory, per process instead of per host.
+Bound: at most one question per process and `sleep`, timeouts or not; of the processes of a host only
+the one with the turn asks, so while it keeps the turn, one per host and `sleep`. One more per release
+here (a hand-over, which mostly succeeds). Without a private directory there is no turn.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ from typing import Any, Final
 
 from keyheat.mitigate import _checks as checks
 from keyheat.mitigate import _lifetime as lifetime
-from keyheat.mitigate._drive import Client, encoder_of, is_asyncio, library_of
+from keyheat.mitigate._commands import Client, encoder_of, is_asyncio, library_of
 from keyheat.mitigate._host_turn import HostTurns
 from keyheat.mitigate._lock_line import Ask, Attempt, Contending, Lines, Wait, Waiter
 

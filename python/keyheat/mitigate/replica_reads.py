@@ -16,23 +16,19 @@ Transactions and WATCH do not pass here: they are the client's.
 one connection pool per such replica.
 """
 
-import asyncio
-import contextlib
-import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from keyheat.clock import now_s
-from keyheat.mitigate import _lifetime as lifetime
-from keyheat.mitigate._drive import Client, Reply, adrive, drive
+from keyheat.mitigate._commands import Client, Reply
 from keyheat.mitigate._replica_core import ReplicaCore, ReplicaReadsSettings, ReplicaReadsStats
-from keyheat.mitigate._ticker import AsyncTicker, Ticker
+from keyheat.mitigate._ticked import AsyncTicked, Ticked
+from keyheat.mitigate.steps import drive, drive_async
 
 __all__ = ["AsyncReplicaReads", "ReplicaReads", "ReplicaReadsSettings", "ReplicaReadsStats"]
 
 
-class ReplicaReads:
+class ReplicaReads(Ticked[ReplicaCore]):
     """Reads from replicas, on a blocking client.
 
     Args:
@@ -50,36 +46,31 @@ class ReplicaReads:
         is_lock: Callable[[bytes], bool] | None = None,
         clock: Callable[[], float] = now_s,
     ) -> None:
-        self.enabled = True
-        self._client = client
-        self._core = ReplicaCore(client, settings or ReplicaReadsSettings(), clock, is_lock)
-        self._polling = threading.Lock()
-        self._ticker = self._new_ticker()
-        self._hook = lifetime.in_forked_child(self._forked)
+        core = ReplicaCore(client, settings or ReplicaReadsSettings(), clock, is_lock)
+        super().__init__(core, core.settings.poll_interval_ms / 1000, "keyheat-replica-reads")
 
     def heat(self, key: bytes | str) -> bool:
-        """Told that a key is hot; False if it is not taken (a lock, or `keys_max` are)."""
+        """Told that a key is hot; False for a lock, one of keyheat's own, or if `keys_max` are."""
         taken = self._core.heat(key)
         if taken:
-            self._ticker.start()
-            self._ticker.wake()
+            self._begin()
         return taken
 
     def cool(self, key: bytes | str) -> None:
         """Told that a key is hot no more."""
         self._core.cool(key)
 
-    def read(self, *args: Any) -> Reply:
+    def read(self, *args: Any, **options: Any) -> Reply:
         """Run a read of one key where the policy says.
 
         Raises:
             UpstreamUnreachableError: The policy is `replica`, and none is fresh enough.
         """
-        return drive(self._core.read_steps(args, enabled=self.enabled), self._client)
+        return drive(self._core.read_steps(args, options, enabled=self.enabled))
 
     def write(self, *args: Any) -> Reply:
         """Run a write; reads of its key through this object see it."""
-        return drive(self._core.write_steps(args), self._client)
+        return drive(self._core.write_steps(args))
 
     def wrote(self, key: bytes | str) -> None:
         """To be called after a write made through the client itself."""
@@ -87,8 +78,8 @@ class ReplicaReads:
 
     def poll(self) -> None:
         """Do now what the thread does now and then."""
-        with self._polling:
-            drive(self._core.poll_steps(enabled=self.enabled), self._client)
+        with self._rounds:
+            drive(self._core.poll_steps(enabled=self.enabled))
 
     def stats(self) -> ReplicaReadsStats:
         """Counts since the object was made."""
@@ -97,31 +88,14 @@ class ReplicaReads:
     def close(self) -> None:
         """End the thread and close the connections to replicas; the client stays open."""
         self._ticker.stop()
-        with self._polling:
-            drive(self._core.close_steps(), self._client)
+        with self._rounds:
+            drive(self._core.close_steps())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _tick(self) -> None:
-        with contextlib.suppress(Exception):  # without polls no replica is confirmed
-            self.poll()
-
-    def _forked(self) -> None:
-        self._core.forget()
-        self._polling = threading.Lock()
-        self._ticker = self._new_ticker()
-
-    def _new_ticker(self) -> Ticker:
-        return Ticker(self._tick, self._core.settings.poll_interval_ms / 1000, "keyheat-replica-reads")
+    def _round(self) -> None:
+        self.poll()
 
 
-class AsyncReplicaReads:
+class AsyncReplicaReads(AsyncTicked[ReplicaCore]):
     """The same on an asyncio client."""
 
     def __init__(
@@ -132,32 +106,27 @@ class AsyncReplicaReads:
         is_lock: Callable[[bytes], bool] | None = None,
         clock: Callable[[], float] = now_s,
     ) -> None:
-        self.enabled = True
-        self._client = client
-        self._core = ReplicaCore(client, settings or ReplicaReadsSettings(), clock, is_lock)
-        self._polling = asyncio.Lock()
-        self._ticker = self._new_ticker()
-        self._hook = lifetime.in_forked_child(self._forked)
+        core = ReplicaCore(client, settings or ReplicaReadsSettings(), clock, is_lock)
+        super().__init__(core, core.settings.poll_interval_ms / 1000)
 
     def heat(self, key: bytes | str) -> bool:
         """As `ReplicaReads.heat`; in a running loop."""
         taken = self._core.heat(key)
         if taken:
-            self._ticker.start()
-            self._ticker.wake()
+            self._begin()
         return taken
 
     def cool(self, key: bytes | str) -> None:
         """As `ReplicaReads.cool`."""
         self._core.cool(key)
 
-    async def read(self, *args: Any) -> Reply:
+    async def read(self, *args: Any, **options: Any) -> Reply:
         """As `ReplicaReads.read`."""
-        return await adrive(self._core.read_steps(args, enabled=self.enabled), self._client)
+        return await drive_async(self._core.read_steps(args, options, enabled=self.enabled))
 
     async def write(self, *args: Any) -> Reply:
         """As `ReplicaReads.write`."""
-        return await adrive(self._core.write_steps(args), self._client)
+        return await drive_async(self._core.write_steps(args))
 
     def wrote(self, key: bytes | str) -> None:
         """As `ReplicaReads.wrote`."""
@@ -165,8 +134,8 @@ class AsyncReplicaReads:
 
     async def poll(self) -> None:
         """As `ReplicaReads.poll`."""
-        async with self._polling:
-            await adrive(self._core.poll_steps(enabled=self.enabled), self._client)
+        async with self._rounds:
+            await drive_async(self._core.poll_steps(enabled=self.enabled))
 
     def stats(self) -> ReplicaReadsStats:
         """Counts since the object was made."""
@@ -175,25 +144,8 @@ class AsyncReplicaReads:
     async def aclose(self) -> None:
         """As `ReplicaReads.close`."""
         await self._ticker.stop()
-        async with self._polling:
-            await adrive(self._core.close_steps(), self._client)
+        async with self._rounds:
+            await drive_async(self._core.close_steps())
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def _tick(self) -> None:
-        with contextlib.suppress(Exception):  # without polls no replica is confirmed
-            await self.poll()
-
-    def _forked(self) -> None:
-        self._core.forget()
-        self._polling = asyncio.Lock()
-        self._ticker = self._new_ticker()
-
-    def _new_ticker(self) -> AsyncTicker:
-        return AsyncTicker(self._tick, self._core.settings.poll_interval_ms / 1000)
+    async def _round(self) -> None:
+        await self.poll()

@@ -28,8 +28,7 @@ from typing import Self
 
 from keyheat.clock import now_s
 from keyheat.errors import ShedError
-from keyheat.mitigate import validate
-from keyheat.mitigate._checks import whole_at_least
+from keyheat.mitigate._checks import seconds, whole_at_least
 from keyheat.mitigate._lifetime import in_forked_child
 from keyheat.mitigate.failures import IsFailure, is_node_failure
 from keyheat.mitigate.gradient import GradientLimit
@@ -99,7 +98,7 @@ class Shedder:
         self.name = name
         self._limit = limit
         self._queue_max = queue
-        self._queue_timeout_s = validate.seconds("queue_timeout_s", queue_timeout_s, is_zero_accepted=True)
+        self._queue_timeout_s = seconds("queue_timeout_s", queue_timeout_s, is_zero_accepted=True)
         self._is_adaptive = adaptive
         self._clock = clock
         self._is_failure = is_failure

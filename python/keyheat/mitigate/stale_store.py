@@ -11,8 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from keyheat.clock import now_s
-from keyheat.mitigate import validate
-from keyheat.mitigate._checks import whole_at_least
+from keyheat.mitigate._checks import seconds, whole_at_least
 from keyheat.mitigate._lifetime import in_forked_child
 
 _OVERHEAD_BYTES: Final = 300  # per entry: objects and table, measured by tracemalloc to be under this
@@ -33,7 +32,7 @@ class StaleStore:
     def __init__(
         self, max_age_s: float, max_bytes: int = 16 * 1024 * 1024, *, clock: Callable[[], float] = now_s
     ) -> None:
-        self._max_age_s = validate.seconds("max_age_s", max_age_s)
+        self._max_age_s = seconds("max_age_s", max_age_s)
         whole_at_least("max_bytes", max_bytes, 1024)
         self._max_bytes = max_bytes
         self._clock = clock

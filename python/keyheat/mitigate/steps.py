@@ -1,9 +1,10 @@
 """One algorithm, two ways to wait: steps are yielded, and done blocking or awaited.
 
 An algorithm here is a generator. It yields a step whenever it has to wait for something (a call of the
-user's function or of a client, a latch, a pause), is sent what came of it, and has the exception thrown
-into it where there was one. `drive` does the steps in a thread, `drive_async` in a task; so nothing is
-written twice, and the algorithms can be tested without either.
+user's function, a command to a client, a latch, a pause), is sent what came of it, and has the exception
+thrown into it where there was one. `drive` does the steps in a thread, `drive_async` in a task; so nothing
+is written twice, and the algorithms can be tested without either. A step is whatever has the two methods
+of `Step`: those of clients are in `_commands.py`, that of latches in `latch.py`.
 
 When a task is cancelled, `CancelledError` is thrown into the algorithm, which may yield further steps to
 clean up. When a coroutine is dropped unfinished, the generator is closed, and must not yield any more.
@@ -12,7 +13,7 @@ clean up. When a coroutine is dropped unfinished, the generator is closed, and m
 import asyncio
 import inspect
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ class Step(Protocol):
     def run(self) -> object:
         """Do it, blocking the thread."""
 
-    async def run_async(self) -> object:
+    def run_async(self) -> Awaitable[object]:
         """Do it, without blocking the event loop."""
 
 

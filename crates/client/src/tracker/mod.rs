@@ -96,6 +96,11 @@ pub(crate) enum Message {
 }
 
 impl Message {
+    /// Whether there is something to do, if the tracker has not begun.
+    pub fn is_work(&self) -> bool {
+        !matches!(self, Self::Rest | Self::Stop)
+    }
+
     /// Whether it may be lost, because the next reader says it again.
     pub fn is_asked_again(&self) -> bool {
         match self {

@@ -10,6 +10,7 @@
 //! live until the call returns. No panic unwinds into C; the end of a thread may unwind through here.
 
 use std::ffi::{c_char, CStr};
+use std::mem::MaybeUninit;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::ptr;
 
@@ -106,7 +107,7 @@ unsafe extern "C-unwind" fn execute_command(
             method: ptr::null_mut(),
             guard: ptr::null_mut(),
             read: ptr::null_mut(),
-            values: [ptr::null_mut(); INLINE_VALUES],
+            values: [const { MaybeUninit::uninit() }; INLINE_VALUES],
             all: ptr::null_mut(),
         };
         if !before(&call, &mut found, &mut ahead) {
@@ -135,7 +136,7 @@ struct Ahead {
     /// The arguments for what reads on behalf of others, which then is `method`: a reference of ours; null
     /// for any other command.
     read: *mut ffi::PyObject,
-    values: [*mut ffi::PyObject; INLINE_VALUES],
+    values: [MaybeUninit<*mut ffi::PyObject>; INLINE_VALUES],
     /// `this`, the arguments and the values of the keywords: in `values`, or in memory of ours.
     all: *mut *mut ffi::PyObject,
 }
@@ -191,7 +192,7 @@ unsafe fn after(call: &Call, ahead: &Ahead, reply: *mut ffi::PyObject) -> *mut f
     unsafe {
         let py = Python::assume_attached();
         ffi::Py_DECREF(ahead.method);
-        if ahead.all.cast_const() != ahead.values.as_ptr() {
+        if ahead.all.cast_const() != ahead.values.as_ptr().cast() {
             libc::free(ahead.all.cast());
         }
         if ahead.guard.is_null() {
@@ -239,7 +240,13 @@ impl Call {
     #[inline]
     fn decide<'py>(&self, py: Python<'py>, this: Borrowed<'_, 'py, PyAny>) -> PyResult<Next<'py>> {
         let name = intern!(py, "execute_command");
-        let guard = this.getattr(intern!(py, "_keyheat_guard"))?;
+        // SAFETY: both are objects; the result is a new reference or an error. A client that has a way of its
+        // own to be asked for attributes is not asked in it for one that is ours.
+        let guard = unsafe {
+            let name = intern!(py, "_keyheat_guard").as_ptr();
+            let found = ffi::PyObject_GenericGetAttr(self.this, name);
+            Bound::from_owned_ptr_or_err(py, found)?
+        };
         if guard.is_none() {
             let own = this.getattr(intern!(py, "_keyheat_own"))?;
             let method = own.getattr(name)?;
@@ -290,7 +297,7 @@ impl Call {
     unsafe fn lay_out(&self, ahead: &mut Ahead) -> bool {
         let values = self.nargs + self.keywords();
         ahead.all = if values < INLINE_VALUES {
-            ahead.values.as_mut_ptr()
+            ahead.values.as_mut_ptr().cast()
         } else {
             // SAFETY: plain memory, given back by `after`.
             unsafe { libc::malloc((values + 1) * size_of::<*mut ffi::PyObject>()).cast() }

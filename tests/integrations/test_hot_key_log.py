@@ -9,10 +9,13 @@ from functools import partial
 from typing import Any
 
 import pytest
+import redis
 
+from keyheat.client import protect
 from keyheat.errors import ConfigError
 from keyheat.integrations.hot_key_log import HotKeyLog
 from keyheat.integrations.redaction import hashed
+from keyheat.server.embedded import EmbeddedServer
 from tests.integrations.conftest import Protected
 from tests.integrations.hot import RULES, until_local
 
@@ -52,6 +55,47 @@ def test_a_key_is_told_once_when_hot_and_once_when_cold(
     (_, cold) = told()
     assert cold.startswith("key item:7 is cold again: ")
     assert "reads were answered from memory" in cold
+
+
+def test_what_keeps_keys_from_being_cached_is_told_once(
+    own_settings: dict[str, Any],
+    own_server: EmbeddedServer,
+    caplog: pytest.LogCaptureFixture,
+    eventually: Eventually,
+) -> None:
+    caplog.set_level(logging.INFO, logger="keyheat.tracking")
+    with own_server.client() as admin:
+        admin.execute_command("ACL", "SETUSER", "app", "on", ">hunter2", "~*", "+@all", "-client|tracking")
+    with redis.Redis(port=own_server.port, username="app", password="hunter2") as bare:
+        client: Any = protect(bare, **own_settings)
+        log = HotKeyLog(client)
+        eventually(lambda: client.get("item:7") or client.keyheat.stats()["not_caching"])
+        for _ in range(3):
+            log.look()
+    (warning,) = [record for record in caplog.records if record.name == "keyheat.tracking"]
+    assert warning.levelno == logging.WARNING
+    assert warning.getMessage().startswith("hot keys are not answered from memory: ")
+    assert "hunter2" not in caplog.text
+
+
+def test_a_lost_tracking_connection_is_told(
+    protected: Protected,
+    own_server: EmbeddedServer,
+    caplog: pytest.LogCaptureFixture,
+    eventually: Eventually,
+) -> None:
+    caplog.set_level(logging.INFO, logger="keyheat.tracking")
+    client = protected(own_server.address)
+    log = HotKeyLog(client)
+    until_local(client.keyheat, lambda: client.get("item:7"))
+    log.look()
+    assert not [record for record in caplog.records if record.name == "keyheat.tracking"]
+    with own_server.client() as admin:
+        admin.client_kill_filter(_type="normal")
+    eventually(lambda: client.get("item:7") or client.keyheat.stats()["tracking_lost"] > 0)
+    until_local(client.keyheat, lambda: client.get("item:7"))
+    log.look()
+    assert "lost 1 times" in caplog.text or "not answered from memory" in caplog.text
 
 
 def test_it_looks_by_itself_until_stopped(

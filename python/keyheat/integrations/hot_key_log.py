@@ -1,4 +1,4 @@
-"""A line in the log when a key becomes hot, and one when it is cold again.
+"""A line in the log when a key becomes hot, one when it is cold again, and what becomes of tracking.
 
     log = HotKeyLog(client)
     log.start()
@@ -6,6 +6,10 @@
 The hot set is looked at now and then from a daemon thread; each change is told once, at INFO, on the logger
 `keyheat.hot_keys`. What is hot for less than `interval_s` may never be told. The fields of a record are in
 its `keyheat` attribute, for formatters that write JSON.
+
+On the logger `keyheat.tracking` it tells what keeps hot keys from being answered from memory: for each node
+without a tracking connection why (WARNING), that connections were lost and are back (INFO), that the
+staleness bound was widened because so many clients track one node (WARNING).
 
 A forked child goes on telling, of its own engine, from an empty hot set. Nothing is told while the
 interpreter ends. The client is held weakly: without it the log ends.
@@ -25,6 +29,7 @@ from keyheat.mitigate._lifetime import in_forked_child
 from keyheat.mitigate._ticker import Ticker
 
 _THREAD: Final = "keyheat-hot-log"
+_tracking = logging.getLogger("keyheat.tracking")
 _FIELDS: Final = ("rule", "plan", "state", "reads_per_s", "writes_per_s", "bytes_per_s", "share", "since_s")
 
 
@@ -56,6 +61,7 @@ class HotKeyLog:
         self._redact = redact or shown
         self._interval_s = interval_s
         self._hot: dict[bytes, dict[str, Any]] = {}
+        self._tracking = _Tracking()
         self._is_started = False
         # What ends the thread with this object, and with the interpreter; a fork replaces it.
         self._ticker = [self._new_ticker()]
@@ -79,6 +85,7 @@ class HotKeyLog:
         binding = self._binding()
         if binding is None:
             return
+        self._tracking.look(loads(binding.engine.stats()))
         hot = {each["key"]: each for each in loads(binding.engine.hot())["keys"]}
         earlier, self._hot = self._hot, hot
         for key, told in hot.items():
@@ -128,12 +135,42 @@ class HotKeyLog:
 
     def _forked(self) -> None:
         self._hot = {}
+        self._tracking = _Tracking()
         self._ticker[0] = self._new_ticker()
         if self._is_started:
             self._ticker[0].start()
 
     def _new_ticker(self) -> Ticker:
         return Ticker(self._tick, self._interval_s, _THREAD)
+
+
+class _Tracking:
+    """What was last told of tracking."""
+
+    def __init__(self) -> None:
+        self._reasons: list[str] = []
+        self._lost = 0
+        self._bound_ms: float | None = None
+
+    def look(self, stats: dict[str, Any]) -> None:
+        """Tell what has changed."""
+        reasons: list[str] = stats["not_caching"]
+        for reason in reasons:
+            if reason not in self._reasons:
+                _tracking.warning("hot keys are not answered from memory: %s", reason)
+        for reason in self._reasons:
+            if reason not in reasons:
+                _tracking.info("hot keys may be answered from memory again; it was: %s", reason)
+        lost = stats["tracking_lost"] - self._lost
+        if lost > 0 and reasons == self._reasons:
+            _tracking.info("tracking connections were lost %d times, and are back", lost)
+        bound_ms = stats["max_staleness_ms"]
+        if self._bound_ms is not None and bound_ms != self._bound_ms:
+            level = logging.WARNING if bound_ms > self._bound_ms else logging.INFO
+            _tracking.log(
+                level, "the staleness bound is %.0f ms now, it was %.0f ms", bound_ms, self._bound_ms
+            )
+        self._reasons, self._lost, self._bound_ms = reasons, stats["tracking_lost"], bound_ms
 
 
 def _stop(ticker: list[Ticker]) -> None:

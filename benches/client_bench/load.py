@@ -157,6 +157,13 @@ def balance() -> Iterator[Figure]:
         spread = _ops(cluster, lambda: _mixed(lambda key: copies.read("GET", key), client.get, keys))
         copies.close()
         yield Figure("balance", "the same with copies alone", max(spread) / (sum(spread) / 3), "x", 1.05)
+        planned = keyheat.protect(RedisCluster(host="127.0.0.1", port=port), plans={"default": ["copies"]})
+        for _ in range(2):  # found hot, then hot for as long as the copies' bound
+            _mixed(planned.get, planned.get, keys)
+        spread = _ops(cluster, lambda: _mixed(planned.get, planned.get, keys))
+        planned.close()
+        by_plan = max(spread) / (sum(spread) / 3)
+        yield Figure("balance", "the same with copies alone, by a plan", by_plan, "x", 1.05)
         protected = keyheat.protect(RedisCluster(host="127.0.0.1", port=port))
         _mixed(protected.get, protected.get, keys)
         cached = _ops(cluster, lambda: _mixed(protected.get, protected.get, keys))

@@ -75,7 +75,9 @@ class Wanted:
 
     def skips(self, server: Server) -> dict[str, str]:
         """The listed tests that it leaves out, and why."""
-        return {} if self.is_all else skipped(load_skips(SKIPS), self.mode, server.product, self.resp)
+        if self.is_all:
+            return {}
+        return skipped(load_skips(SKIPS), self.mode, server.product, self.resp, self.wrap)
 
     def path(self, server: Server) -> Path:
         """Where its results are kept: one file for each different question."""

@@ -88,10 +88,14 @@ def read_records(path: Path) -> tuple[dict[str, End], dict[str, int], list[str]]
 def regressions(before: Run, after: Run) -> dict[str, End]:
     """The tests that passed unwrapped and did not wrapped.
 
-    A test that the wrapped run did not select is one of them only if both runs were asked for the same.
+    A test that the wrapped run did not select is one of them only if both runs were asked for the same, and
+    if it was not left out on purpose.
     """
     found = {}
+    left_out = tuple(after.left_out)
     for name, test in before.tests.items():
+        if name.startswith(left_out):
+            continue
         now = after.tests.get(name)
         if now is None and before.selection == after.selection:
             now = End("lost", "the wrapped run did not collect it")
@@ -110,6 +114,7 @@ class Skip:
         modes: Only in these modes; everywhere if empty.
         servers: Only against these products, `valkey` or `redis`; any if empty.
         resp: Only with these protocol versions asked for; any if empty.
+        wraps: Only with clients wrapped in these ways; any, and not at all, if empty.
     """
 
     tests: list[str]
@@ -117,13 +122,15 @@ class Skip:
     modes: list[str] = field(default_factory=list)
     servers: list[str] = field(default_factory=list)
     resp: list[int] = field(default_factory=list)
+    wraps: list[str] = field(default_factory=list)
 
-    def concerns(self, mode: str, product: str, resp: int | None) -> bool:
+    def concerns(self, mode: str, product: str, resp: int | None, wrap: str | None) -> bool:
         """Whether it holds in such a run."""
         return (
             (not self.modes or mode in self.modes)
             and (not self.servers or product in self.servers)
             and (not self.resp or resp in self.resp)
+            and (not self.wraps or wrap in self.wraps)
         )
 
 
@@ -132,6 +139,9 @@ def load_skips(path: Path) -> list[Skip]:
     return [Skip(**entry) for entry in tomllib.loads(path.read_text())["skip"]]
 
 
-def skipped(skips: Iterable[Skip], mode: str, product: str, resp: int | None) -> dict[str, str]:
+def skipped(
+    skips: Iterable[Skip], mode: str, product: str, resp: int | None, wrap: str | None
+) -> dict[str, str]:
     """Test (or file, or class) → reason, for one run."""
-    return {test: skip.reason for skip in skips if skip.concerns(mode, product, resp) for test in skip.tests}
+    held = [skip for skip in skips if skip.concerns(mode, product, resp, wrap)]
+    return {test: skip.reason for skip in held for test in skip.tests}

@@ -59,9 +59,9 @@ def test_a_test_without_an_end_is_lost(tmp_path: Path) -> None:
 
 def test_a_skip_holds_only_where_it_says() -> None:
     skips = [Skip(["a"], "everywhere"), Skip(["b"], "there", modes=["cluster"], servers=["redis"], resp=[2])]
-    assert skipped(skips, "sync", "valkey", None) == {"a": "everywhere"}
-    assert skipped(skips, "cluster", "redis", 3) == {"a": "everywhere"}
-    assert skipped(skips, "cluster", "redis", 2) == {"a": "everywhere", "b": "there"}
+    assert skipped(skips, "sync", "valkey", None, None) == {"a": "everywhere"}
+    assert skipped(skips, "cluster", "redis", 3, None) == {"a": "everywhere"}
+    assert skipped(skips, "cluster", "redis", 2, None) == {"a": "everywhere", "b": "there"}
 
 
 def test_every_listed_skip_names_known_modes_servers_and_what_is_missing() -> None:

@@ -100,7 +100,8 @@ class Repeat(Protect):
     """As `Protect`, and every plain read is asked three times: the third is usually answered from memory.
 
     Their tests read a value once or twice after a write, which is never enough to be kept. Each answer has
-    to be the same, in value and in type; the test gets the last.
+    to be the same, in value and in type; the test gets the last. Each engine has one client more than the
+    tests make, which is never closed: tracking connections are not opened anew for each test.
     """
 
     READS = frozenset({
@@ -112,6 +113,7 @@ class Repeat(Protect):
 
     def wrap(self, client: Any) -> None:
         super().wrap(client)
+        client.keyheat.binding.clients.add(self)
         if isinstance(client, _PIPELINES) or "execute_command" in client.__dict__:
             return
         is_async = isinstance(client, (redis.asyncio.Redis, redis.asyncio.cluster.RedisCluster))

@@ -51,7 +51,7 @@ def test_an_exit_is_half_of_its_enter_unless_given(tmp_path: Path) -> None:
             '"cpu"',
             r"rules\[0\]\.levels\[0\]\.metric: accepted: 'ops', 'reads', 'writes' or 'bytes'",
         ),
-        ('plan = ["local_cache"]', 'plan = ["copies"]', r"rules\[0\]\.plan\[0\]: accepted: 'local_cache'"),
+        ('plan = ["local_cache"]', 'plan = ["fly"]', r"rules\[0\]\.plan\[0\]: accepted: 'local_cache'"),
         (
             'prefix = "item:"',
             'suffix = "x"',

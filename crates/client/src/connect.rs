@@ -3,6 +3,9 @@
 //! it only connects, as its session could not be handed on: then TLS and login are ours.
 //!
 //! All of this blocks, so each attempt has a short-lived thread.
+//!
+//! The socket has neither keepalive nor `TCP_USER_TIMEOUT` of ours: whatever is asked on it must be answered
+//! within the time after which the tracker opens it anew, and while nothing is asked nothing is served from it.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -10,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use keyheat_net::tls;
 use keyheat_resp::reply::{parse, Value};
-use keyheat_resp::tracking::is_primary;
+use keyheat_resp::tracking::{is_primary, trouble, Trouble};
 use keyheat_resp::{encode, Limits};
 
 use crate::topology::Node;
@@ -255,16 +258,11 @@ fn broken(error: std::io::Error) -> Refusal {
 }
 
 /// An error of the server's.
-fn refused(what: &str, why: &[u8]) -> Refusal {
-    let why = String::from_utf8_lossy(why);
-    let is_passing = ["LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY"]
-        .iter()
-        .any(|code| why.starts_with(code));
-    let why = format!("{what}: {why}");
-    if is_passing {
-        Refusal::Unreachable(why)
-    } else {
-        Refusal::Refused(why)
+pub(crate) fn refused(what: &str, why: &[u8]) -> Refusal {
+    let text = format!("{what}: {}", String::from_utf8_lossy(why));
+    match trouble(why) {
+        Trouble::Passing => Refusal::Unreachable(text),
+        Trouble::Key | Trouble::Refused => Refusal::Refused(text),
     }
 }
 

@@ -32,8 +32,9 @@
 //!   *every* shard that serves from this connection.
 //! - The clock never goes back and counts the time the machine was suspended.
 //! - The request proves that the node still serves: `ROLE`, and in a Cluster a keyed read of each
-//!   cached slot. `PING` proves only that something answers. On MOVED, ASK, CLUSTERDOWN, LOADING, a
-//!   replica's ROLE, or a changed topology: no proof, and the generation is dropped.
+//!   cached slot. `PING` proves only that something answers. On MOVED or ASK everything of that slot is
+//!   dropped before the proof is reported, for it proves the other slots only. On CLUSTERDOWN, LOADING or
+//!   a replica's ROLE: no proof, and the generation is dropped.
 //! - After a reconnect [`Proof::lapse`] is called and nothing of the old connection is kept.
 //!
 //! Nothing else counts as evidence: not the absence of an error, not a connection that looks open. A

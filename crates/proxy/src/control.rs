@@ -5,7 +5,7 @@
 //! the detector judge, and publishes the verdicts. A nomination is judged within a few
 //! milliseconds; the tick is for cooling and for what nobody nominated.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
@@ -19,6 +19,7 @@ use keyheat_resp::slot;
 use mio::Waker;
 
 use crate::hotview::{HotPlan, HotView};
+use crate::parts;
 use crate::settings::Settings;
 use crate::shard::{Hits, PollReply, ToShard};
 use crate::stats::ShardStats;
@@ -52,10 +53,15 @@ pub(crate) enum ToControl {
     Topology(Arc<Topology>),
     /// A look failed.
     NoTopology(String),
-    /// A server does not let us track.
-    NoTracking(String),
+    /// A node does not let a shard track, and why.
+    NoTracking(usize, u32, String),
+    /// It does again.
+    Tracking(usize, u32),
     /// Local answers on or off.
     LocalCache(bool),
+    /// Die of a bug.
+    #[cfg(test)]
+    Die,
     /// End.
     Stop,
 }
@@ -100,8 +106,11 @@ pub(crate) struct Shared {
     pub topology: ArcSwapOption<Topology>,
     pub topology_error: Mutex<String>,
     pub cache_on: AtomicBool,
-    pub refusals: Mutex<BTreeSet<String>>,
+    /// Why nothing is cached from a node, by shard and node.
+    pub refusals: Mutex<BTreeMap<(usize, u32), String>>,
     pub shards_dead: AtomicUsize,
+    /// Threads that have died of a bug and are not running again yet, by name.
+    pub parts_dead: Mutex<BTreeSet<&'static str>>,
     pub started: Instant,
 }
 
@@ -124,32 +133,56 @@ impl Control {
         sender: Sender<ToControl>,
         inbox: Receiver<ToControl>,
     ) -> Result<Self, String> {
-        let rules = shared.settings.rule_set()?;
-        let settings = DetectorSettings {
-            window: Duration::from_millis(shared.settings.window_ms),
-            max_hot_keys: shared.settings.hot_keys_max,
-            ..DetectorSettings::default()
-        };
+        let detector = detector(&shared.settings)?;
         let (watcher, wanted) = channel();
-        let watched = Watcher::new((*shared.settings).clone());
+        let mut watched = Watcher::new((*shared.settings).clone());
+        let told = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("keyheat-watch".into())
-            .spawn(move || watch(watched, &wanted, &sender))
+            .spawn(move || {
+                parts::keep_running("watch", &told.parts_dead, |_| {
+                    // What it knows survives: the numbers of the nodes must never change.
+                    watch(&mut watched, &wanted, &sender);
+                    Ok(())
+                });
+            })
             .map_err(|e| e.to_string())?;
         Ok(Self {
             shared,
             shards,
             inbox,
             watcher,
-            detector: Detector::new(rules, settings),
+            detector,
             last_hits: ByHash::default(),
             last_poll: Instant::now(),
             sent_plans: ByHash::default(),
         })
     }
 
-    /// Runs until told to stop.
-    pub fn run(mut self) {
+    /// Runs until told to stop, anew should it die of a bug.
+    pub fn keep_running(mut self) {
+        let shared = Arc::clone(&self.shared);
+        parts::keep_running("control", &shared.parts_dead, |is_first| {
+            if !is_first {
+                self.begin_anew()?;
+            }
+            self.run();
+            Ok(())
+        });
+    }
+
+    /// Forgets what was being judged when it died. Shards learn with the next verdict that nothing is hot.
+    fn begin_anew(&mut self) -> Result<(), String> {
+        self.detector = detector(&self.shared.settings)?;
+        self.last_hits = ByHash::default();
+        if let Some(topology) = self.shared.topology.load_full() {
+            self.detector
+                .set_nodes(|key| topology.owner(slot::slot(key)));
+        }
+        Ok(())
+    }
+
+    fn run(&mut self) {
         let mut next_tick = Instant::now() + TICK;
         loop {
             let mut is_wanted = false;
@@ -200,10 +233,15 @@ impl Control {
                     let _ = shard.tell(ToShard::NoTopology(why.clone()));
                 }
             }
-            ToControl::NoTracking(why) => {
-                if lock(&self.shared.refusals).insert(why.clone()) {
+            ToControl::NoTracking(shard, node, why) => {
+                let mut refusals = lock(&self.shared.refusals);
+                if !refusals.values().any(|known| *known == why) {
                     tracing::warn!("nothing of it is cached: {why}");
                 }
+                refusals.insert((shard, node), why);
+            }
+            ToControl::Tracking(shard, node) => {
+                lock(&self.shared.refusals).remove(&(shard, node));
             }
             ToControl::LocalCache(on) => {
                 self.shared.cache_on.store(on, Relaxed);
@@ -211,6 +249,8 @@ impl Control {
                     let _ = shard.tell(ToShard::LocalCache(on));
                 }
             }
+            #[cfg(test)]
+            ToControl::Die => panic!("planted"),
             ToControl::Stop => return None,
         }
         Some(false)
@@ -336,7 +376,16 @@ impl Control {
     }
 }
 
-fn watch(mut watcher: Watcher, wanted: &Receiver<()>, control: &Sender<ToControl>) {
+fn detector(settings: &Settings) -> Result<Detector, String> {
+    let limits = DetectorSettings {
+        window: Duration::from_millis(settings.window_ms),
+        max_hot_keys: settings.hot_keys_max,
+        ..DetectorSettings::default()
+    };
+    Ok(Detector::new(settings.rule_set()?, limits))
+}
+
+fn watch(watcher: &mut Watcher, wanted: &Receiver<()>, control: &Sender<ToControl>) {
     let mut retry = LOOK_MIN;
     let mut last_failure = String::new();
     loop {

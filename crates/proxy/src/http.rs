@@ -2,6 +2,7 @@
 //!
 //! Served in a thread of its own: a slow reader of metrics never waits for, or delays, the data.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering::Relaxed;
@@ -101,8 +102,13 @@ fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Full<
 }
 
 /// Whether the proxy has an upstream to serve from.
-fn health(shared: &Shared) -> (bool, Value) {
+pub(crate) fn health(shared: &Shared) -> (bool, Value) {
     let mut failure = lock(&shared.topology_error).clone();
+    let parts: Vec<&str> = lock(&shared.parts_dead).iter().copied().collect();
+    if !parts.is_empty() {
+        let parts = parts.join(", ");
+        failure = format!("died of a bug, and started again in a moment: {parts}");
+    }
     let dead = shared.shards_dead.load(Relaxed);
     if dead > 0 {
         failure = format!("{dead} shards have died; start the proxy anew");
@@ -180,7 +186,8 @@ fn cache_state(shared: &Shared) -> Value {
     } else if refusals.is_empty() {
         None
     } else {
-        Some(refusals.iter().cloned().collect::<Vec<_>>().join("; "))
+        let distinct: BTreeSet<&str> = refusals.values().map(String::as_str).collect();
+        Some(distinct.into_iter().collect::<Vec<_>>().join("; "))
     };
     json!({ "on": reason.is_none(), "reason": reason })
 }

@@ -9,6 +9,7 @@
 //! - [`topology`]: who is upstream
 //! - `control`: from counts to verdicts, and back to the shards
 //! - `http`: what is shown
+//! - `parts`: threads that are run again should they die
 //! - [`stats`], [`hotview`]: what they share
 //!
 //! # Life of a GET
@@ -21,6 +22,7 @@ mod control;
 pub mod hotview;
 mod http;
 mod listen;
+mod parts;
 pub mod settings;
 mod shard;
 pub mod stats;
@@ -79,6 +81,7 @@ impl Proxy {
             cache_on: AtomicBool::new(settings.local_cache),
             refusals: Mutex::default(),
             shards_dead: AtomicUsize::new(0),
+            parts_dead: Mutex::default(),
             started: Instant::now(),
         });
         let (control, control_inbox) = channel();
@@ -122,7 +125,7 @@ impl Proxy {
             control_inbox,
         )
         .map_err(std::io::Error::other)?;
-        threads.push(spawn("keyheat-control", move || running.run())?);
+        threads.push(spawn("keyheat-control", move || running.keep_running())?);
         let acceptor = Acceptor::start(listener, shards.clone(), Arc::clone(&shared))?;
         let http = match http {
             None => None,
@@ -255,4 +258,42 @@ fn seed() -> u64 {
     let mut hasher = state.build_hasher();
     hasher.write_u64(keyheat_net::clock::now());
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn healthz_names_a_part_that_died_and_it_is_run_again() {
+        let settings = Settings {
+            listen: "127.0.0.1:0".into(),
+            shards: 1,
+            ..Settings::default()
+        };
+        let proxy = Proxy::start(settings).unwrap();
+        let is_dead = || lock(&proxy.shared.parts_dead).contains("control");
+        let until = Instant::now() + Duration::from_secs(20);
+        let wait = |is_done: &dyn Fn() -> bool| {
+            while !is_done() {
+                assert!(Instant::now() < until);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        proxy.control.send(ToControl::Die).unwrap();
+        wait(&is_dead);
+        let (is_well, body) = http::health(&proxy.shared);
+        assert!(!is_well);
+        assert!(body.to_string().contains("control"), "{body}");
+        wait(&|| !is_dead());
+        // It takes messages again.
+        proxy.set_local_cache(false);
+        let cache_on = || {
+            proxy
+                .shared
+                .cache_on
+                .load(std::sync::atomic::Ordering::Relaxed)
+        };
+        wait(&|| !cache_on());
+    }
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::control::{ShardHandle, Shared};
+use crate::parts;
 use crate::shard::ToShard;
 
 const LISTENER: Token = Token(0);
@@ -34,16 +35,20 @@ impl Acceptor {
     ) -> std::io::Result<Self> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
-        let poll = Poll::new()?;
+        let mut poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), STOP)?;
+        let mut listener = mio::net::TcpListener::from_std(listener);
+        poll.registry()
+            .register(&mut listener, LISTENER, Interest::READABLE)?;
         let is_stopped = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&is_stopped);
         let thread = std::thread::Builder::new()
             .name("keyheat-accept".into())
             .spawn(move || {
-                if let Err(e) = run(listener, poll, &shards, &shared, &stopped) {
-                    tracing::error!("accepting clients ended: {e}");
-                }
+                parts::keep_running("accept", &shared.parts_dead, |_| {
+                    let accepted = run(&listener, &mut poll, &shards, &shared, &stopped);
+                    accepted.map_err(|e| e.to_string())
+                });
             })?;
         Ok(Self {
             address,
@@ -64,19 +69,17 @@ impl Acceptor {
 }
 
 fn run(
-    listener: TcpListener,
-    mut poll: Poll,
+    listener: &mio::net::TcpListener,
+    poll: &mut Poll,
     shards: &[ShardHandle],
     shared: &Shared,
     is_stopped: &AtomicBool,
 ) -> std::io::Result<()> {
-    let mut listener = mio::net::TcpListener::from_std(listener);
-    poll.registry()
-        .register(&mut listener, LISTENER, Interest::READABLE)?;
     let mut events = Events::with_capacity(8);
     let mut turn = 0;
-    // After a failure (no file descriptors left, say) the event does not come again.
-    let mut retry = None;
+    // After a failure (no file descriptors left, say) the event does not come again; nor does that of clients
+    // who came before a start anew.
+    let mut retry = Some(Duration::ZERO);
     loop {
         if let Err(e) = poll.poll(&mut events, retry) {
             if e.kind() != std::io::ErrorKind::Interrupted {

@@ -44,6 +44,9 @@ pub struct Settings {
     pub clients_max: usize,
     /// How long connecting to an upstream may take, in milliseconds.
     pub connect_timeout_ms: u64,
+    /// How long what was sent upstream may go unacknowledged before the connection is given up, in
+    /// milliseconds (Linux; elsewhere the system's own limit holds).
+    pub upstream_timeout_ms: u64,
     /// `error`, `warn`, `info` or `debug`.
     pub log: String,
 }
@@ -95,6 +98,7 @@ impl Default for Settings {
             buffers_max_bytes: 1 << 30,
             clients_max: 10_000,
             connect_timeout_ms: 1_000,
+            upstream_timeout_ms: 30_000,
             log: "info".into(),
         }
     }
@@ -150,6 +154,9 @@ impl Settings {
         if self.connect_timeout_ms == 0 {
             return Err("connect_timeout_ms: must be above 0".into());
         }
+        if !(1_000..=600_000).contains(&self.upstream_timeout_ms) {
+            return Err("upstream_timeout_ms: 1000 to 600000".into());
+        }
         if !["error", "warn", "info", "debug"].contains(&self.log.as_str()) {
             return Err("log: error, warn, info or debug".into());
         }
@@ -193,6 +200,12 @@ impl Settings {
         }
     }
 
+    /// How long what was sent upstream may go unacknowledged.
+    #[must_use]
+    pub fn upstream_timeout(&self) -> Duration {
+        Duration::from_millis(self.upstream_timeout_ms)
+    }
+
     /// Whether the settings allow local answers at all.
     #[must_use]
     pub fn may_cache(&self) -> bool {
@@ -211,6 +224,8 @@ mod tests {
             (r#"{"cache_bytes":0}"#, "cache_bytes"),
             (r#"{"nonsense":0}"#, "nonsense"),
             (r#"{"upstream":{"addresses":[]}}"#, "upstream.addresses"),
+            (r#"{"upstream_timeout_ms":0}"#, "upstream_timeout_ms"),
+            (r#"{"upstream_timeout_ms":600001}"#, "upstream_timeout_ms"),
         ] {
             let error = Settings::from_json(text).unwrap_err();
             assert!(error.contains(name), "{error}");

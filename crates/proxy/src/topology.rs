@@ -107,6 +107,13 @@ impl Registry {
         self.by_name.insert(name.to_owned(), id);
         id
     }
+
+    /// Says who owns slots now. Only for a look that succeeded: the next one begins at these nodes.
+    fn set_primaries(&mut self, primaries: &[u32]) {
+        for (id, node) in self.nodes.iter_mut().enumerate() {
+            node.is_primary = primaries.contains(&(id as u32));
+        }
+    }
 }
 
 /// Looks at the upstream again and again.
@@ -166,12 +173,9 @@ impl Watcher {
             }
             Mode::Cluster => true,
         };
-        for node in &mut self.registry.nodes {
-            node.is_primary = false;
-        }
         if !wants_cluster {
             let id = self.registry.id(address, addr);
-            self.registry.nodes[id as usize].is_primary = true;
+            self.registry.set_primaries(&[id]);
             return Ok(Topology {
                 nodes: self.registry.nodes.clone(),
                 slots: Vec::new(),
@@ -297,7 +301,6 @@ impl Watcher {
                     id
                 }
             };
-            self.registry.nodes[id as usize].is_primary = true;
             let first = (*first).clamp(0, SLOTS as i64 - 1) as usize;
             let last = (*last).clamp(0, SLOTS as i64 - 1) as usize;
             for slot in slots.iter_mut().take(last + 1).skip(first) {
@@ -307,6 +310,7 @@ impl Watcher {
         if primaries.is_empty() {
             return Err("is a Cluster in which no node owns a slot yet".into());
         }
+        self.registry.set_primaries(&primaries);
         primaries.sort_by(|a, b| {
             let name = |id: &u32| self.registry.nodes[*id as usize].name.as_str();
             name(a).cmp(name(b))
@@ -394,5 +398,57 @@ impl Connection {
                 Err(e) => return Err(e.to_string()),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Says what it is told to, reply by reply: one connection for each list.
+    fn server(connections: Vec<Vec<String>>) -> String {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            for replies in connections {
+                let (mut stream, _) = listener.accept().unwrap();
+                for reply in replies {
+                    let _ = stream.read(&mut [0; 4096]).unwrap();
+                    stream.write_all(reply.as_bytes()).unwrap();
+                }
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn a_look_that_fails_forgets_no_primary() {
+        let info = "$41\r\nredis_version:7.4.0\r\nredis_mode:cluster\r\n\r\n".to_owned();
+        let commands = "*2\r\n*-1\r\n*-1\r\n".to_owned();
+        let node = "*2\r\n$9\r\n127.0.0.1\r\n:7001\r\n";
+        let slots = format!("*1\r\n*3\r\n:0\r\n:16383\r\n{node}");
+        let refusal = "-CLUSTERDOWN the cluster is down\r\n".to_owned();
+        let address = server(vec![
+            vec![info.clone(), commands.clone(), slots],
+            vec![info, commands, refusal],
+        ]);
+        let settings = Settings {
+            upstream: crate::settings::UpstreamSettings {
+                addresses: vec![address.clone()],
+                ..Default::default()
+            },
+            ..Settings::default()
+        };
+        let mut watcher = Watcher::new(settings);
+        let primaries = |watcher: &Watcher| {
+            let nodes = watcher.registry.nodes.iter();
+            let primaries = nodes.filter(|node| node.is_primary);
+            primaries.map(|node| node.name.clone()).collect::<Vec<_>>()
+        };
+        watcher.look_at(&address).unwrap();
+        assert_eq!(primaries(&watcher), ["127.0.0.1:7001"]);
+        let failure = watcher.look_at(&address).unwrap_err();
+        assert!(failure.contains("CLUSTERDOWN"), "{failure}");
+        assert_eq!(primaries(&watcher), ["127.0.0.1:7001"]);
     }
 }

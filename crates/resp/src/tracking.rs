@@ -1,4 +1,5 @@
-//! What a server says on a connection that tracks keys: whether it is a primary, and what is invalid now.
+//! What a server says on a connection that tracks keys: whether it is a primary, what is invalid now, and
+//! what an error means.
 
 use crate::reply::Value;
 
@@ -35,6 +36,39 @@ pub fn invalidation(push: &[Value]) -> Option<Invalidation<impl Iterator<Item = 
     Some(Invalidation::Keys(keys))
 }
 
+/// What an error says to a connection that tracks keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// It passes by itself, soon: a start, a script, a failover.
+    Passing,
+    /// One key, or its slot, is not to be had from here; the others are none the worse for it.
+    Key,
+    /// A right or a command is missing, or a password is not the one: somebody has to change something.
+    Refused,
+}
+
+/// Codes of errors that pass by themselves.
+const PASSING: [&[u8]; 5] = [
+    b"LOADING",
+    b"MASTERDOWN",
+    b"CLUSTERDOWN",
+    b"TRYAGAIN",
+    b"BUSY",
+];
+
+/// Reads an error, given without the leading `-`.
+pub fn trouble(error: &[u8]) -> Trouble {
+    let code = error.split(|byte| *byte == b' ').next().unwrap_or_default();
+    // The server writes "access a key" where the key is what is refused, and names the command otherwise.
+    let is_of_command = || error.windows(7).any(|part| part == b"command");
+    match code {
+        code if PASSING.contains(&code) => Trouble::Passing,
+        b"MOVED" | b"ASK" => Trouble::Key,
+        b"NOPERM" if !is_of_command() => Trouble::Key,
+        _ => Trouble::Refused,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,6 +101,42 @@ mod tests {
             b"-ERR master\r\n",
         ] {
             assert!(!is_primary(&value(other)), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_one_key_is_told_from_one_that_passes_and_one_that_stays() {
+        for (error, means) in [
+            (
+                &b"BUSY Redis is busy running a script."[..],
+                Trouble::Passing,
+            ),
+            (
+                b"LOADING Redis is loading the dataset in memory",
+                Trouble::Passing,
+            ),
+            (b"MASTERDOWN Link with MASTER is down", Trouble::Passing),
+            (b"CLUSTERDOWN The cluster is down", Trouble::Passing),
+            (b"MOVED 866 127.0.0.1:7001", Trouble::Key),
+            (b"ASK 866 127.0.0.1:7001", Trouble::Key),
+            (b"NOPERM No permissions to access a key", Trouble::Key),
+            (
+                b"NOPERM this user has no permissions to access one of the keys used as arguments",
+                Trouble::Key,
+            ),
+            (
+                b"NOPERM User limited has no permissions to run the 'pttl' command",
+                Trouble::Refused,
+            ),
+            (b"ERR unknown command 'PTTL'", Trouble::Refused),
+            (
+                b"WRONGPASS invalid username-password pair",
+                Trouble::Refused,
+            ),
+            (b"BUSYNESS", Trouble::Refused),
+            (b"", Trouble::Refused),
+        ] {
+            assert_eq!(trouble(error), means, "{}", String::from_utf8_lossy(error));
         }
     }
 

@@ -101,6 +101,10 @@ def up(
     buffers_max_bytes: Annotated[
         int | None, typer.Option(min=1, help="Requests and replies held at most, in bytes.")
     ] = None,
+    upstream_timeout: Annotated[
+        int | None,
+        typer.Option(metavar="MS", min=1000, help="How long what was sent to a node may go unacknowledged."),
+    ] = None,
     connect_timeout: Annotated[
         int | None, typer.Option(metavar="MS", min=1, help="How long connecting to a node may take.")
     ] = None,
@@ -134,6 +138,7 @@ def up(
             "clients_max": clients_max,
             "buffers_max_bytes": buffers_max_bytes,
             "connect_timeout_ms": connect_timeout,
+            "upstream_timeout_ms": upstream_timeout,
             "redact_keys": redact_keys,
             "log": log,
         },

@@ -39,6 +39,7 @@ class ProxySettings(BaseModel):
     window_ms: Annotated[int, Field(ge=100, le=600_000)] | None = None
     hot_keys_max: Annotated[int, Field(gt=0)] | None = None
     connect_timeout_ms: Annotated[int, Field(gt=0)] | None = None
+    upstream_timeout_ms: Annotated[int, Field(ge=1_000, le=600_000)] | None = None
     redact_keys: bool = False
     buffers_max_bytes: Annotated[int, Field(gt=0)] | None = None
     clients_max: Annotated[int, Field(gt=0)] | None = None

@@ -8,10 +8,10 @@ use keyheat_core::cache::{Found, SourceId, Token, Ttl};
 use keyheat_core::Nanos;
 use keyheat_net::lock;
 use keyheat_resp::reply::{parse, Value};
-use keyheat_resp::tracking::{invalidation, is_primary, Invalidation};
-use keyheat_resp::{encode, Limits};
+use keyheat_resp::tracking::{invalidation, is_primary, trouble, Invalidation, Trouble};
+use keyheat_resp::{encode, slot, Limits};
 
-use crate::connect::{info_field, Wire};
+use crate::connect::{info_field, refused, Refusal, Wire};
 use crate::engine::Shared;
 
 /// Most bytes of answers held at once; ours are all small.
@@ -22,7 +22,8 @@ const PENDING_MAX: usize = 65_536;
 const PIECE: usize = 16 << 10;
 
 enum Asked {
-    Beat { is_first: bool, is_last: bool },
+    Role { is_last: bool },
+    Probe { slot: u16, is_last: bool },
     Register(Token),
     Fields { token: Token, identity: u64 },
     Census,
@@ -43,8 +44,10 @@ pub(super) struct Conn {
     pub beaten_at: Nanos,
     /// Something was registered while no heartbeat was due.
     pub has_first: bool,
+    /// A whole heartbeat has just been answered well.
+    pub has_proved: bool,
     /// How many clients track the server, when it has just said so.
-    pub census: Option<u64>,
+    pub census: Option<u32>,
 }
 
 impl Conn {
@@ -57,6 +60,7 @@ impl Conn {
             is_beat_good: false,
             beaten_at: 0,
             has_first: false,
+            has_proved: false,
             census: None,
         }
     }
@@ -75,22 +79,30 @@ impl Conn {
         oldest.map_or(0, |oldest| now.saturating_sub(oldest.sent_at))
     }
 
-    fn ask(&mut self, args: &[&[u8]], asked: Asked, now: Nanos) {
+    /// Returns what was to be asked where too much is on its way already.
+    fn ask(&mut self, args: &[&[u8]], asked: Asked, now: Nanos) -> Result<(), Asked> {
         if self.pending.len() >= PENDING_MAX {
-            return; // it is stuck, and about to be found so
+            return Err(asked);
         }
         encode::command(&mut self.out, args);
         self.pending.push_back(Pending {
             asked,
             sent_at: now,
         });
+        Ok(())
     }
 
     /// Registers a key by asking for its expiry: a read, so the server remembers who asked.
-    pub fn register(&mut self, token: Token, key: &[u8], now: Nanos) {
-        self.ask(&[b"PTTL", key], Asked::Register(token), now);
+    ///
+    /// Returns false where it was not asked, so that the next reader has to.
+    #[must_use]
+    pub fn register(&mut self, token: Token, key: &[u8], now: Nanos) -> bool {
+        let asked = Asked::Register(token);
+        self.ask(&[b"PTTL", key], asked, now).is_ok()
     }
 
+    /// Asks whether fields of a hash expire. Returns false where it was not asked.
+    #[must_use]
     pub fn ask_fields(
         &mut self,
         token: Token,
@@ -98,47 +110,50 @@ impl Conn {
         identity: u64,
         fields: &[Box<[u8]>],
         now: Nanos,
-    ) {
+    ) -> bool {
         let count = fields.len().to_string();
         let mut args: Vec<&[u8]> = vec![b"HPTTL", key, b"FIELDS", count.as_bytes()];
         args.extend(fields.iter().map(|field| &**field));
-        self.ask(&args, Asked::Fields { token, identity }, now);
+        let asked = Asked::Fields { token, identity };
+        self.ask(&args, asked, now).is_ok()
     }
 
-    pub fn ask_census(&mut self, now: Nanos) {
-        self.ask(&[b"INFO", b"clients"], Asked::Census, now);
+    /// Asks how many clients track the server. Returns false where it was not asked.
+    pub fn ask_census(&mut self, now: Nanos) -> bool {
+        let asked = self.ask(&[b"INFO", b"clients"], Asked::Census, now);
+        asked.is_ok()
     }
 
     /// Sends a heartbeat: `ROLE`, and `EXISTS` of each of `probes`.
     pub fn beat(&mut self, probes: &[Box<[u8]>], now: Nanos) {
         self.beaten_at = now;
-        let first = Asked::Beat {
-            is_first: true,
-            is_last: probes.is_empty(),
-        };
-        self.ask(&[b"ROLE"], first, now);
+        if self.pending.len() + probes.len() >= PENDING_MAX {
+            return; // a part of a heartbeat would prove nothing
+        }
+        let is_last = probes.is_empty();
+        let _ = self.ask(&[b"ROLE"], Asked::Role { is_last }, now);
         for (i, key) in probes.iter().enumerate() {
-            let probe = Asked::Beat {
-                is_first: false,
+            let probe = Asked::Probe {
+                slot: slot::slot(key),
                 is_last: i + 1 == probes.len(),
             };
-            self.ask(&[b"EXISTS", key], probe, now);
+            let _ = self.ask(&[b"EXISTS", key], probe, now);
         }
     }
 
     /// Sends what waits to be sent, as far as the socket takes it.
-    pub fn flush(&mut self) -> Result<(), String> {
+    pub fn flush(&mut self) -> Result<(), Refusal> {
         while !self.out.is_empty() {
             match self.wire.write(&self.out) {
-                Ok(0) => return Err("the connection takes nothing".into()),
+                Ok(0) => return Err(broken("the connection takes nothing")),
                 Ok(n) => drop(self.out.drain(..n)),
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e.to_string()),
+                Err(e) => return Err(broken(e)),
             }
         }
         match self.wire.flush() {
-            Err(e) if e.kind() != std::io::ErrorKind::WouldBlock => Err(e.to_string()),
+            Err(e) if e.kind() != std::io::ErrorKind::WouldBlock => Err(broken(e)),
             _ => Ok(()),
         }
     }
@@ -152,7 +167,7 @@ impl Conn {
         shared: &Shared<V>,
         source: SourceId,
         now: Nanos,
-    ) -> Result<(), String> {
+    ) -> Result<(), Refusal> {
         self.apply(shared, source, now)?;
         loop {
             let len = self.inbox.len();
@@ -163,11 +178,11 @@ impl Conn {
             let taken = *read.as_ref().unwrap_or(&0);
             self.inbox.truncate(len + taken);
             match read {
-                Ok(0) => return Err("the server closed the tracking connection".into()),
+                Ok(0) => return Err(broken("the server closed the tracking connection")),
                 Ok(_) => self.apply(shared, source, now)?,
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return self.flush(),
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e.to_string()),
+                Err(e) => return Err(broken(e)),
             }
         }
     }
@@ -177,7 +192,7 @@ impl Conn {
         shared: &Shared<V>,
         source: SourceId,
         now: Nanos,
-    ) -> Result<(), String> {
+    ) -> Result<(), Refusal> {
         let limits = Limits::default();
         let mut at = 0;
         let inbox = std::mem::take(&mut self.inbox);
@@ -190,10 +205,10 @@ impl Conn {
                     }
                 }
                 Ok(None) if inbox.len() - at > INBOX_MAX => {
-                    break Err("an answer is too long".into())
+                    break Err(broken("an answer is too long"))
                 }
                 Ok(None) => break Ok(()),
-                Err(e) => break Err(format!("an answer is no RESP: {e}")),
+                Err(e) => break Err(broken(format!("an answer is no RESP: {e}"))),
             }
         };
         self.inbox = inbox;
@@ -207,44 +222,42 @@ impl Conn {
         source: SourceId,
         value: Value,
         now: Nanos,
-    ) -> Result<(), String> {
+    ) -> Result<(), Refusal> {
         if let Value::Push(parts) = value {
             on_push(shared, source, &parts);
             return Ok(());
         }
         let Some(Pending { asked, sent_at }) = self.pending.pop_front() else {
-            return Err("an answer without a question".into());
+            return Err(broken("an answer without a question"));
         };
         match asked {
-            Asked::Beat { is_first, is_last } => {
-                let is_good = match &value {
-                    role if is_first => is_primary(role),
-                    exists => matches!(exists, Value::Int(_)),
-                };
-                if !is_good {
-                    return Err(format!(
-                        "it no longer serves what was cached from it{}",
-                        because(&value)
-                    ));
+            Asked::Role { is_last } => {
+                if !is_primary(&value) {
+                    return Err(not_served("ROLE", &value));
                 }
-                self.is_beat_good = is_first || self.is_beat_good;
-                if is_last && self.is_beat_good {
-                    lock(&shared.cached).cache.proved(source, sent_at);
-                }
+                self.is_beat_good = true;
+                self.end_beat(shared, source, is_last, sent_at);
             }
-            Asked::Register(token) => match found(&value, sent_at) {
-                Some(found) => {
+            Asked::Probe { slot, is_last } => {
+                match meaning(&value) {
+                    Ok(_) => {}
+                    // What was cached of this slot goes; what is left is as good as the heartbeat says.
+                    Err(Trouble::Key) => forget_slot(shared, source, slot),
+                    Err(_) => return Err(not_served("EXISTS", &value)),
+                }
+                self.end_beat(shared, source, is_last, sent_at);
+            }
+            Asked::Register(token) => match meaning(&value) {
+                Ok(ms) => {
                     shared.stats.registrations.add(1);
                     // No proof: it says nothing of other slots, nor that this is still a primary.
                     let mut cached = lock(&shared.cached);
                     self.has_first |= cached.cache.is_idle(source);
-                    cached.cache.registered_as(&token, found, 0);
+                    cached.cache.registered_as(&token, found(ms, sent_at), 0);
                 }
-                None if is_of_key(&value) => {
-                    // This key is not to be read by us; the others are none the worse for it.
-                    lock(&shared.cached).on_refused(&token, now);
-                }
-                None => return Err(format!("PTTL was refused{}", because(&value))),
+                // This key is not to be read by us, or not here; the others are none the worse for it.
+                Err(Trouble::Key) => lock(&shared.cached).on_refused(&token, now),
+                Err(_) => return Err(told("PTTL was refused", &value)),
             },
             Asked::Fields { token, identity } => {
                 let is_stable = are_stable(&value);
@@ -258,6 +271,35 @@ impl Conn {
             }
         }
         Ok(())
+    }
+
+    /// An answer of a heartbeat was good; the last one proves what was sent before the first.
+    fn end_beat<V: Clone>(
+        &mut self,
+        shared: &Shared<V>,
+        source: SourceId,
+        is_last: bool,
+        sent_at: Nanos,
+    ) {
+        if is_last && self.is_beat_good {
+            self.has_proved = true;
+            lock(&shared.cached).cache.proved(source, sent_at);
+        }
+    }
+}
+
+/// The slot is no longer, or not wholly, served there: nothing of it stays cached from there.
+fn forget_slot<V: Clone>(shared: &Shared<V>, source: SourceId, gone: u16) {
+    let mut cached = lock(&shared.cached);
+    let mut keys: Vec<Box<[u8]>> = Vec::new();
+    cached.cache.for_each_registered(source, |key, _| {
+        if slot::slot(key) == gone {
+            keys.push(key.into());
+        }
+    });
+    for key in keys {
+        let hash = shared.hash(&key);
+        cached.cache.invalidate(source, hash, &key);
     }
 }
 
@@ -284,18 +326,15 @@ fn on_push<V: Clone>(shared: &Shared<V>, source: SourceId, parts: &[Value]) {
 }
 
 /// What `PTTL` said, counted from before it was sent.
-fn found(value: &Value, sent_at: Nanos) -> Option<Found> {
-    let Value::Int(ms) = value else {
-        return None;
-    };
-    let expiry = match u64::try_from(*ms) {
+fn found(ms: i64, sent_at: Nanos) -> Found {
+    let expiry = match u64::try_from(ms) {
         Ok(ms) => Ttl::after(sent_at, ms),
         Err(_) => Ttl::None,
     };
-    Some(Found {
-        is_missing: *ms == -2,
+    Found {
+        is_missing: ms == -2,
         expiry,
-    })
+    }
 }
 
 /// Whether `HPTTL` said that none of the fields expires on its own.
@@ -308,19 +347,31 @@ fn are_stable(value: &Value) -> bool {
     }
 }
 
-/// Whether an error is about one key alone: the user has no right to it.
-fn is_of_key(value: &Value) -> bool {
-    matches!(value, Value::Error(why) if why.starts_with(b"NOPERM") && !is_of_command(why))
-}
-
-/// Whether the right that is missing is to the command, so that no key can be registered.
-fn is_of_command(why: &[u8]) -> bool {
-    why.windows(7).any(|part| part == b"command")
-}
-
-fn because(value: &Value) -> String {
+/// What `EXISTS` or `PTTL` said: a number, or an error of some kind.
+fn meaning(value: &Value) -> Result<i64, Trouble> {
     match value {
-        Value::Error(why) => format!(": {}", String::from_utf8_lossy(why)),
-        _ => String::new(),
+        Value::Int(n) => Ok(*n),
+        Value::Error(why) => Err(trouble(why)),
+        _ => Err(Trouble::Passing),
     }
+}
+
+/// The node is not, or not for us, what it was.
+fn not_served(command: &str, value: &Value) -> Refusal {
+    told(
+        &format!("it no longer serves what was cached from it: {command}"),
+        value,
+    )
+}
+
+/// Why a connection is no longer to be believed, with the error that says so.
+fn told(what: &str, value: &Value) -> Refusal {
+    match value {
+        Value::Error(why) => refused(what, why),
+        _ => broken(what),
+    }
+}
+
+fn broken(why: impl ToString) -> Refusal {
+    Refusal::Unreachable(why.to_string())
 }

@@ -13,16 +13,22 @@
 //! - What is hot is judged every tenth of a second, and at once when a key is nominated. With no
 //!   traffic and nothing hot the thread sleeps until it is roused.
 //!
-//! # Heartbeats must not become the hot spot
+//! # Reconnecting must not become the hot spot
 //!
-//! A server tells how many clients track it. Where their heartbeats would take more than
-//! [`BEAT_BUDGET`] of it, the interval grows with their number, and the staleness bound with it if the
-//! settings allow; if not, the bound stays and the statistics say so.
+//! A node is left alone for a while after each failure, twice as long after the next, and what ends that is
+//! a heartbeat answered well, not a connection opened: one that is lost again at its first question has
+//! proved nothing. An error that says that somebody has to change something (a right, a password) is
+//! believed for longer ([`REFUSED_FOR`]). An error about one key costs that key, or its slot, never the
+//! connection.
 
+mod beat;
 mod conn;
+mod dial;
 mod judge;
+#[cfg(test)]
+mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,22 +40,15 @@ use keyheat_net::clock::{self, MS, SEC};
 use keyheat_net::lock;
 use mio::{Events, Interest, Poll};
 
-use crate::connect::{self, Connector, Ready, Refusal};
+use crate::connect::{Connector, Ready, Refusal};
 use crate::engine::Shared;
-use crate::topology::Node;
+use crate::topology::{Topology, SLOTS};
 use conn::Conn;
+use dial::Dial;
 use judge::Judge;
 
 /// The token of the inbox.
 pub(crate) const WAKE: mio::Token = mio::Token(0);
-/// A heartbeat costs a server about this much processor time, most of it to notice one more connection.
-const BEAT_COST: Nanos = 25_000;
-/// The part of a server's core that all heartbeats together may take: one in so many.
-const BEAT_BUDGET: u64 = 50;
-/// Heartbeats go on so long after the last lookup.
-const BEAT_ON: Nanos = SEC;
-/// How often a server is asked how many clients track it.
-const CENSUS_EVERY: Nanos = 10 * SEC;
 /// After this long without an answer a tracking connection is opened anew.
 const STUCK: Nanos = SEC;
 /// Readers who find a proof lapsed hasten a heartbeat at most so often.
@@ -127,12 +126,22 @@ impl std::fmt::Debug for Opened {
 #[derive(Default)]
 struct NodeState {
     conn: Option<Conn>,
-    /// The number of the attempt under way.
-    connecting: Option<u64>,
+    /// The attempt under way.
+    connecting: Option<Attempt>,
     backoff: Nanos,
     not_before: Nanos,
     next_census: Nanos,
-    tracking_clients: u64,
+    tracking_clients: u32,
+    /// More clients track it than a bound of [`WIDEST`] allows: nothing is cached from it.
+    is_crowded: bool,
+    /// A question on an open connection was refused, and nothing has been proved since.
+    is_refused: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Attempt {
+    number: u64,
+    begun_at: Nanos,
 }
 
 impl NodeState {
@@ -217,6 +226,7 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
             }
             self.beat(clock::now());
             self.flush_all();
+            self.tell_slow_dials(now);
         }
         let nodes: Vec<u32> = self.nodes.keys().copied().collect();
         nodes.into_iter().for_each(|node| self.down(node));
@@ -246,7 +256,9 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
             Message::Want { node } => self.open(node, now),
             Message::Register { token, key } => {
                 if let Some(conn) = self.conn(token.source().0) {
-                    conn.register(token, &key, now);
+                    if !conn.register(token.clone(), &key, now) {
+                        lock(&self.shared.cached).cache.forget(&token);
+                    }
                 }
             }
             Message::Fields {
@@ -256,7 +268,9 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
                 fields,
             } => {
                 if let Some(conn) = self.conn(token.source().0) {
-                    conn.ask_fields(token, &key, identity, &fields, now);
+                    if !conn.ask_fields(token.clone(), &key, identity, &fields, now) {
+                        lock(&self.shared.cached).on_fields(&token, identity, false, now);
+                    }
                 }
             }
             Message::Opened {
@@ -267,14 +281,16 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
             Message::Topology => {
                 let topology = self.shared.topology();
                 self.judge.set_nodes(|key| topology.owner(key));
+                self.let_go(&topology);
             }
             Message::Rest => {
                 let nodes: Vec<u32> = self.nodes.keys().copied().collect();
                 for node in nodes {
                     self.down(node);
                     // One that is on its way is not wanted any more either.
-                    if let Some(state) = self.nodes.get_mut(&node) {
-                        state.connecting = None;
+                    let state = self.nodes.get_mut(&node);
+                    if state.is_some_and(|state| state.connecting.take().is_some()) {
+                        self.unrefuse(node);
                     }
                 }
             }
@@ -297,51 +313,31 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
             return;
         }
         self.attempts += 1;
-        let attempt = self.attempts;
-        state.connecting = Some(attempt);
+        state.connecting = Some(Attempt {
+            number: self.attempts,
+            begun_at: now,
+        });
         let (shared, connector) = (Arc::clone(&self.shared), Arc::clone(&self.connector));
-        let timeout = Duration::from_millis(shared.settings.connect_timeout_ms);
-        shared.dialling.fetch_add(1, Relaxed);
-        let dial = move |node: Node| {
-            let result = Box::new(Opened(connect::open(&*connector, &node, timeout)));
-            drop(connector); // the language's own, while it is still there
-            shared.dialling.fetch_sub(1, Relaxed);
-            shared.tell(Message::Opened {
-                node: number,
-                attempt,
-                result,
-            });
-        };
+        let dial = Dial::new(shared, connector, number, self.attempts);
         let started = std::thread::Builder::new()
             .name("keyheat-connect".into())
-            .spawn(move || dial(node));
+            .spawn(move || dial.run(&node));
         if let Err(e) = started {
-            self.shared.dialling.fetch_sub(1, Relaxed);
-            let why = Refusal::Unreachable(e.to_string());
-            self.on_opened(number, attempt, Err(why), now);
+            tracing::warn!("no thread to open a tracking connection: {e}");
         }
     }
 
     fn on_opened(&mut self, number: u32, attempt: u64, result: Result<Ready, Refusal>, now: Nanos) {
         let state = self.nodes.entry(number).or_default();
-        if state.connecting != Some(attempt) {
+        if state.connecting.map(|connecting| connecting.number) != Some(attempt) {
             return;
         }
         state.connecting = None;
         match result {
-            Ok(ready) => {
-                state.backoff = 0;
-                state.not_before = 0;
-                self.up(number, ready, now);
-            }
+            Ok(ready) => self.up(number, ready, now),
             Err(refusal) => {
-                let backoff = state.back_off();
-                state.not_before = now
-                    + match refusal {
-                        Refusal::Unreachable(_) => backoff,
-                        Refusal::Refused(_) => REFUSED_FOR,
-                    };
-                self.refuse(number, refusal.why());
+                state.is_refused = false;
+                self.leave_alone(number, &refusal, now);
             }
         }
     }
@@ -356,7 +352,6 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
             return self.refuse(number, &e.to_string());
         }
         tracing::debug!(server = ready.peer.server, "tracking connection opened");
-        lock(&self.shared.refusals).remove(&u64::from(number));
         self.shared.stats.tracking_opened.add(1);
         {
             let mut cached = lock(&self.shared.cached);
@@ -367,11 +362,25 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
         let state = self.nodes.entry(number).or_default();
         state.conn = Some(conn);
         state.next_census = now;
+        state.tracking_clients = 0;
+        state.is_crowded = false;
+        // What was refused on an open connection stands until a heartbeat says otherwise.
+        if !state.is_refused {
+            self.unrefuse(number);
+        }
         self.on_event(number, now);
     }
 
+    fn unrefuse(&self, number: u32) {
+        lock(&self.shared.refusals).remove(&u64::from(number));
+    }
+
     fn refuse(&self, number: u32, why: &str) {
-        let name = match self.shared.topology().nodes().get(number as usize) {
+        let topology = self.shared.topology();
+        if !owners(&topology).contains(&number) {
+            return; // it left, and nothing would ever take the entry back
+        }
+        let name = match topology.nodes().get(number as usize) {
             Some(node) if node.port != 0 => format!("{}:{}: ", node.host, node.port),
             _ => String::new(),
         };
@@ -404,12 +413,61 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
         }
     }
 
-    /// As [`Tracker::down`], for a connection that failed: the next attempt waits a little.
-    fn lose(&mut self, number: u32, why: &str, now: Nanos) {
+    /// As [`Tracker::down`], for a connection that failed: the next attempt waits.
+    fn lose(&mut self, number: u32, why: &Refusal, now: Nanos) {
         self.down(number);
+        self.nodes.entry(number).or_default().is_refused = matches!(why, Refusal::Refused(_));
+        self.leave_alone(number, why, now);
+    }
+
+    /// A node failed or refused: it is left alone for a while, and people are told why.
+    fn leave_alone(&mut self, number: u32, why: &Refusal, now: Nanos) {
         let state = self.nodes.entry(number).or_default();
-        state.not_before = now + state.back_off();
-        self.refuse(number, why);
+        let backoff = state.back_off();
+        state.not_before = now
+            + match why {
+                Refusal::Unreachable(_) => backoff,
+                Refusal::Refused(_) => REFUSED_FOR,
+            };
+        self.refuse(number, why.why());
+    }
+
+    /// Nodes that own nothing any more are forgotten: nobody will ask for what they have.
+    fn let_go(&mut self, topology: &Topology) {
+        let owners = owners(topology);
+        let is_gone = |number: &u32| !owners.contains(number);
+        let gone: Vec<u32> = self.nodes.keys().copied().filter(is_gone).collect();
+        for number in gone {
+            self.down(number);
+            self.nodes.remove(&number); // an attempt under way ends unheard
+        }
+        lock(&self.shared.refusals)
+            .retain(|number, _| u32::try_from(*number).is_ok_and(|n| owners.contains(&n)));
+        self.set_bound();
+    }
+
+    /// After so long an attempt to connect is worth a word: connecting and introducing itself have had the
+    /// time they may take.
+    fn slow_dial(&self) -> Nanos {
+        2 * self.shared.settings.connect_timeout_ms * MS + SEC
+    }
+
+    /// An attempt that takes too long is told of: it may hang in the language's own client.
+    fn tell_slow_dials(&self, now: Nanos) {
+        for (number, state) in &self.nodes {
+            let Some(attempt) = state.connecting else {
+                continue;
+            };
+            let taken = now.saturating_sub(attempt.begun_at);
+            if taken >= self.slow_dial()
+                && !lock(&self.shared.refusals).contains_key(&u64::from(*number))
+            {
+                self.refuse(
+                    *number,
+                    "opening a tracking connection takes longer than it may",
+                );
+            }
+        }
     }
 
     fn on_event(&mut self, number: u32, now: Nanos) {
@@ -427,129 +485,15 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
             // The first thing to be cached here: without a heartbeat it could not be served.
             self.next_beat = now;
         }
-        if let Some(clients) = conn.census.take() {
-            state.tracking_clients = clients;
-            self.set_bound();
-        }
-    }
-
-    /// The interval between two heartbeats to a node with so many tracking clients.
-    fn interval(&self, clients: u64) -> Nanos {
-        let wanted = self.shared.settings.max_staleness_ms * MS / 4;
-        if self.shared.settings.may_widen {
-            wanted.max(clients * BEAT_COST * BEAT_BUDGET)
-        } else {
-            wanted
-        }
-    }
-
-    /// Widens the bound to what the slowest heartbeat can hold, or takes it back.
-    fn set_bound(&self) {
-        let clients = self.nodes.values().map(|s| s.tracking_clients).max();
-        let set = self.shared.settings.max_staleness_ms * MS;
-        let interval = self.interval(clients.unwrap_or(0));
-        self.shared.beat_ns.store(interval, Relaxed);
-        // One beat on its way, and half an interval to spare.
-        let bound = set.max(interval + interval / 2);
-        if self.shared.bound_ns.swap(bound, Relaxed) != bound {
-            let mut cached = lock(&self.shared.cached);
-            cached.cache.set_max_staleness(Duration::from_nanos(bound));
-        }
-    }
-
-    /// Asks every tracking connection with something cached whether it is still what it was.
-    fn beat(&mut self, now: Nanos) {
-        if now < self.next_beat {
-            return;
-        }
-        self.account(now);
-        let is_wanted = now.saturating_sub(self.shared.wanted_at.load(Relaxed)) <= BEAT_ON;
-        let numbers: Vec<u32> = self.nodes.keys().copied().collect();
-        let mut next = None;
-        for number in numbers {
-            if self.is_stuck(number, now) {
-                self.lose(number, "heartbeats were not answered", now);
-                continue;
+        let census = conn.census.take();
+        if std::mem::take(&mut conn.has_proved) && !state.is_crowded {
+            state.backoff = 0;
+            if std::mem::take(&mut state.is_refused) {
+                self.unrefuse(number);
             }
-            let probes = {
-                let cached = lock(&self.shared.cached);
-                let source = SourceId(number);
-                if cached.cache.is_idle(source) || !is_wanted {
-                    None
-                } else {
-                    Some(self.probes(&cached.cache, source))
-                }
-            };
-            let clients = self.nodes.get(&number).map_or(0, |s| s.tracking_clients);
-            let interval = self.interval(clients);
-            let Some(state) = self.nodes.get_mut(&number) else {
-                continue;
-            };
-            let Some(conn) = state.conn.as_mut() else {
-                continue;
-            };
-            if now >= state.next_census {
-                state.next_census = now + CENSUS_EVERY;
-                conn.ask_census(now);
-            }
-            let Some(probes) = probes else {
-                continue;
-            };
-            if now.saturating_sub(conn.beaten_at) >= interval - interval / 8 {
-                conn.beat(&probes, now);
-                self.shared.stats.heartbeats.add(1);
-            }
-            next = Some(next.unwrap_or(Nanos::MAX).min(conn.beaten_at + interval));
         }
-        // A connection that is asked something must be seen to be stuck, beats or not.
-        if next.is_none() && self.nodes.values().any(NodeState::is_waiting) {
-            next = Some(now + STUCK / 4);
-        }
-        self.next_beat = next.map_or(0, |next| next.max(now + MS));
-    }
-
-    /// The keys a heartbeat has to ask for: one of each cached slot, and each that is cached as missing
-    /// (while its slot is on the way, other keys of it are still there).
-    fn probes(
-        &self,
-        cache: &keyheat_core::cache::LocalCache<V>,
-        source: SourceId,
-    ) -> Vec<Box<[u8]>> {
-        let mut probes: Vec<Box<[u8]>> = Vec::new();
-        if !self.shared.topology().is_cluster() {
-            return probes;
-        }
-        let mut slots = hashbrown::HashSet::new();
-        cache.for_each_registered(source, |key, found| {
-            if slots.insert(keyheat_resp::slot::slot(key)) || found.is_missing {
-                probes.push(key.into());
-            }
-        });
-        probes
-    }
-
-    fn is_stuck(&self, number: u32, now: Nanos) -> bool {
-        let bound = 10 * self.shared.bound_ns.load(Relaxed);
-        let conn = self.nodes.get(&number).and_then(|s| s.conn.as_ref());
-        conn.is_some_and(|conn| conn.waiting_for(now) > STUCK.max(bound.min(10 * SEC)))
-    }
-
-    /// Adds up for how long something was cached, and for how long of it without a proof.
-    fn account(&mut self, now: Nanos) {
-        let past = now.saturating_sub(self.accounted_at);
-        self.accounted_at = now;
-        let is_wanted = now.saturating_sub(self.shared.wanted_at.load(Relaxed)) <= BEAT_ON;
-        let cached = lock(&self.shared.cached);
-        if cached.cache.is_empty() || !is_wanted {
-            return;
-        }
-        self.shared.stats.cached_ns.add(past);
-        let is_unproved = |number: &u32| {
-            let source = SourceId(*number);
-            !cached.cache.is_idle(source) && !cached.cache.is_proved(source, now)
-        };
-        if self.nodes.keys().any(is_unproved) {
-            self.shared.stats.unproved_ns.add(past);
+        if let Some(clients) = census {
+            self.on_census(number, clients);
         }
     }
 
@@ -568,4 +512,14 @@ impl<V: Clone + Send + Sync + 'static> Tracker<V> {
             self.next_beat = now + self.interval(0).max(MS);
         }
     }
+}
+
+/// The numbers of the nodes that own anything.
+fn owners(topology: &Topology) -> HashSet<u32> {
+    if !topology.is_cluster() {
+        return (0..topology.nodes().len() as u32).collect();
+    }
+    (0..SLOTS as u16)
+        .filter_map(|slot| topology.owner_of_slot(slot))
+        .collect()
 }

@@ -4,19 +4,16 @@ use super::client::{self, ClientId};
 use super::{Shard, BACKLOG_SOFT_BYTES};
 
 impl Shard {
-    /// Keeps what is held for clients and upstreams within its budget: past it, the client with
-    /// most to read is cut, as the server would.
+    /// Keeps what is held for clients and upstreams within its budget: past it, the client for which most
+    /// is held (replies it does not read, requests a server does not take) is cut, as the server would.
     pub(super) fn bound_buffers(&mut self) {
         let mut held: usize = self.jobs.iter().map(|(_, j)| j.held()).sum();
-        held += self
-            .upstreams
-            .iter()
-            .map(|(_, u)| u.partial.len())
-            .sum::<usize>();
+        // Requests on their way are counted where they lie: their clients may have left.
+        held += self.upstreams.iter().map(|(_, u)| u.held()).sum::<usize>();
         let mut worst = None;
         for (index, client) in &self.clients {
             let bytes = client.load() + client.input.len();
-            held += bytes;
+            held += bytes.saturating_sub(client.asked);
             if worst.is_none_or(|(most, _)| bytes > most) {
                 worst = Some((bytes, client.name_at(index)));
             }

@@ -72,6 +72,8 @@ pub(super) struct Client {
     is_streaming: bool,
     /// Bytes of requests that are unanswered, and of replies that came before their turn.
     held: usize,
+    /// Of these, the requests.
+    pub asked: usize,
     /// Number of the newest write that was sent, of the newest read that waits for a fill.
     last_write: u32,
     last_fill: u32,
@@ -135,6 +137,7 @@ impl Client {
             head: 0,
             is_streaming: false,
             held: 0,
+            asked: 0,
             last_write: u32::MAX,
             last_fill: u32::MAX,
             aside: Vec::new(),
@@ -176,6 +179,7 @@ impl Client {
     pub fn open_slot(&mut self, cost: usize) -> u32 {
         let seq = self.head.wrapping_add(self.slots.len() as u32);
         self.held += cost;
+        self.asked += cost;
         self.slots.push_back(Slot {
             cost,
             ..Slot::default()
@@ -289,6 +293,7 @@ impl Client {
     fn forget_front(&mut self) {
         if let Some(slot) = self.slots.pop_front() {
             self.held = self.held.saturating_sub(slot.cost);
+            self.asked = self.asked.saturating_sub(slot.cost);
         }
         self.head = self.head.wrapping_add(1);
     }

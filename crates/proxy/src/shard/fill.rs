@@ -282,8 +282,9 @@ impl Shard {
             return;
         }
         if !is_answer || self.cache.is_void(&fill.token) {
+            let (node, key_hash) = (fill.node, fill.key_hash);
             if !is_answer {
-                self.want_look();
+                self.on_unregistered(node, key_hash, frame);
             }
             return self.abandon(number);
         }
@@ -294,6 +295,21 @@ impl Shard {
             self.next_beat = self.now + self.beat_every;
         }
         self.read_for_fill(number);
+    }
+
+    /// A key's registration was refused: for good, for this key, or for now.
+    fn on_unregistered(&mut self, node: u32, key_hash: u64, frame: &[u8]) {
+        let error = frame.strip_prefix(b"-").unwrap_or_default();
+        if error.starts_with(b"NOPERM") {
+            self.not_worth.insert(key_hash, self.now + NOT_WORTH);
+        } else {
+            self.want_look();
+        }
+        if self.on_refused(node, error) {
+            if let Some(index) = self.nodes[node as usize].tracking {
+                self.close_upstream(index, "it refused to register a key");
+            }
+        }
     }
 
     /// The key is registered: its value is asked for.

@@ -134,6 +134,7 @@ impl Shard {
             TcpStream::connect(addr).map_err(|e| self.cannot_open(node, &e.to_string()))?;
         let _ = stream.set_nodelay(true);
         keep_alive(&stream, UPSTREAM_KEEP_ALIVE);
+        bound_silence(&stream, self.settings.upstream_timeout());
         self.generation = self.generation.wrapping_add(1);
         let mut up = Upstream::new(stream, self.generation, node, role, self.now);
         up.protocol = protocol;
@@ -337,6 +338,7 @@ impl Shard {
             .collect();
         self.topology = Some(topology);
         for node in gone {
+            self.unrefuse(node);
             if let Some(index) = self.nodes[node as usize].tracking {
                 self.close_upstream(index, "it is no longer a primary");
             }
@@ -355,7 +357,7 @@ impl Shard {
                 Stage::Connecting => self.now > u.opened_at + limit,
                 // The node is there; a busy one may take its time.
                 Stage::Setup => self.now > u.opened_at + limit.max(SETUP_MAX),
-                Stage::Ready => false,
+                Stage::Ready => self.is_hung(u),
             })
             .map(|(i, _)| i as u32)
             .collect();
@@ -375,7 +377,6 @@ impl Shard {
         for &node in &topology.primaries {
             let state = &self.nodes[node as usize];
             let is_wanted = state.tracking.is_none()
-                && state.refusal.is_none()
                 && self.now >= state.track_after
                 && self.now >= state.down_until;
             if !is_wanted {
@@ -409,4 +410,34 @@ where
     #[cfg(target_os = "linux")]
     let keepalive = keepalive.with_retries(3);
     let _ = socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive);
+}
+
+/// A peer that has acknowledged nothing for so long, though there was something to acknowledge, is gone: where
+/// packets vanish without a word, nothing else ends a connection on which replies are awaited.
+///
+/// It is the peer's system that acknowledges: a server that is merely busy is waited for, unless so much is
+/// sent to it that its buffers are full all that time.
+fn bound_silence<'a, S>(stream: &'a S, silence: Duration)
+where
+    socket2::SockRef<'a>: From<&'a S>,
+{
+    #[cfg(target_os = "linux")]
+    let _ = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(silence));
+    #[cfg(not(target_os = "linux"))]
+    let _ = (stream, silence);
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_on_an_upstream_connection_is_bounded() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let silence = Duration::from_millis(1_234);
+        bound_silence(&stream, silence);
+        let set = socket2::SockRef::from(&stream).tcp_user_timeout();
+        assert_eq!(set.unwrap(), Some(silence));
+    }
 }

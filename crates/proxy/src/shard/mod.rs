@@ -147,8 +147,12 @@ struct NodeState {
     failure: String,
     track_after: Nanos,
     track_backoff: Nanos,
-    /// Why the server does not let us track; told once.
-    refusal: Option<String>,
+    /// The server does not let us track: it is asked again then, as what is wrong may have been set right.
+    refused_until: Nanos,
+    /// Control was told that the server does not let us track.
+    is_refusal_told: bool,
+    /// It let us open a tracking connection, and then refused what was asked on it.
+    is_refused_open: bool,
 }
 
 /// A request that waits for a topology in which its node is known.

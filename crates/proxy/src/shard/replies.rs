@@ -328,10 +328,10 @@ impl Shard {
         let node = up.node;
         let is_tracking = up.role == Role::Tracking;
         if is_error && step != Step::Name {
-            let said = String::from_utf8_lossy(frame.get(1..).unwrap_or_default());
-            let said = said.trim_end().to_owned();
+            let error = frame.get(1..).unwrap_or_default();
+            let said = String::from_utf8_lossy(error).trim_end().to_owned();
             if is_tracking && matches!(step, Step::Tracking | Step::Role | Step::Hello) {
-                self.refuse_tracking(node, &said);
+                self.on_refused(node, error);
             }
             return self.close_upstream(index, &format!("{step:?} was refused: {said}"));
         }

@@ -198,6 +198,11 @@ impl Upstream {
         }
     }
 
+    /// Bytes that are held on the way there and back.
+    pub fn held(&self) -> usize {
+        self.out.len() + self.input.len() + self.partial.len()
+    }
+
     /// Takes the oldest request off, with the place of its bytes in `out`.
     pub fn pop(&mut self) -> Option<(Pending, std::ops::Range<usize>)> {
         let pending = self.pending.pop_front()?;

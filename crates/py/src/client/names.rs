@@ -34,18 +34,19 @@ static NAMES: [Slot; SLOTS] = [const {
 pub fn read_of_one_key(name: Borrowed<'_, '_, PyAny>) -> Option<&'static Command> {
     let slot = &NAMES[(name.as_ptr() as usize / 16) % SLOTS];
     if slot.name.load(Relaxed) != name.as_ptr() {
-        remember(slot, name);
+        return remember(slot, name);
     }
     // SAFETY: null, or a command of the table, which lives for ever.
     unsafe { slot.command.load(Relaxed).as_ref() }
 }
 
 #[cold]
-fn remember(slot: &Slot, name: Borrowed<'_, '_, PyAny>) {
-    let found = name
-        .is_exact_instance_of::<PyString>()
-        .then(|| utf8_of(name))
-        .flatten()
+fn remember(slot: &Slot, name: Borrowed<'_, '_, PyAny>) -> Option<&'static Command> {
+    // Nothing else is kept: to let go of a `str` runs no code of anybody's, so the slot stays as it is left.
+    if !name.is_exact_instance_of::<PyString>() {
+        return None;
+    }
+    let found = utf8_of(name)
         .and_then(lookup)
         .filter(|command| is_read_of_one_key(command));
     let command = found.map_or(ptr::null_mut(), |command| ptr::from_ref(command).cast_mut());
@@ -54,6 +55,7 @@ fn remember(slot: &Slot, name: Borrowed<'_, '_, PyAny>) {
     let old = slot.name.swap(name.to_owned().into_ptr(), Relaxed);
     // SAFETY: a reference of ours, or null; the interpreter is held.
     unsafe { ffi::Py_XDECREF(old) };
+    found
 }
 
 fn is_read_of_one_key(command: &Command) -> bool {

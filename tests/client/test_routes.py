@@ -54,10 +54,10 @@ def figure(client: Any, remedy: str, name: str) -> int:
     return int(client.keyheat.stats()[remedy][name])
 
 
-def copied(side: Side, cluster: EmbeddedCluster) -> Any:
+def copied(side: Side, cluster: EmbeddedCluster, copies: CopiesSettings = COPIES, **options: Any) -> Any:
     """A client whose hot keys are read from copies."""
-    plain = cluster_client("redis", side, cluster.addresses[0])
-    return side.protect(plain, plans={"all": ["copies"]}, copies=COPIES)
+    plain = cluster_client("redis", side, cluster.addresses[0], **options)
+    return side.protect(plain, plans={"all": ["copies"]}, copies=copies)
 
 
 def halving(side: Side, primary: EmbeddedServer) -> Any:

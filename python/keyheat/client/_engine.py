@@ -41,7 +41,9 @@ class Binding:
         self.clients: weakref.WeakSet[Any] = weakref.WeakSet()
         # Where reads may go by plan, and what of each client decides it (`routes.py`).
         self.routing = settings.routing
-        self.routes: weakref.WeakSet[Any] = weakref.WeakSet()
+        # Replaced as a whole: it is gone through while another thread makes a client.
+        self.routes: tuple[weakref.ref[Any], ...] = ()
+        self.known: dict[bytes, Any] = {}
         self.breakers: Any = None
         if settings.node_breaker is not None:
             from keyheat.client.breakers import NodeBreakers  # noqa: PLC0415  only who asks for it
@@ -50,6 +52,12 @@ class Binding:
         # What tells replies apart is told by its identity, which must not be used again.
         self.callbacks: dict[int, Any] = {}
         weakref.finalize(self, engine.stop, 0.0)
+
+    def add_routes(self, routes: Any) -> None:
+        """A client of this deployment has routes."""
+        with _lock:
+            alive = (each for each in self.routes if each() is not None)
+            self.routes = (*alive, weakref.ref(routes))
 
     def closed(self, client: Any) -> None:
         """A client was closed. With the last of them the engine closes its connections too."""

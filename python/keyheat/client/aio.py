@@ -219,7 +219,7 @@ class AioPipeline:
         finally:
             guard.void_for(args)
             if (routes := self._keyheat_routes) is not None:
-                await routes.wrote(routes.written_by([args]))
+                await routes.wrote([args])
 
     async def execute(self, *args: Any, **options: Any) -> Any:
         """As the pipeline's own."""
@@ -230,7 +230,11 @@ class AioPipeline:
         for command in commands:
             guard.void_for(command)
         routes = self._keyheat_routes
-        permit = None if routes is None else routes.permit(())
+        try:
+            permit = None if routes is None else routes.permit(())
+        except BaseException:
+            await self.reset()  # type: ignore[attr-defined]
+            raise
         replies: list[Any] = []
         try:
             replies = await super().execute(*args, **options)  # type: ignore[misc]
@@ -245,5 +249,5 @@ class AioPipeline:
             for number, command in enumerate(commands):
                 guard.count(command, replies[number] if number < len(replies) else None)
             if routes is not None:
-                await routes.wrote(routes.written_by(commands))
+                await routes.wrote(commands)
         return replies

@@ -50,7 +50,7 @@ class NodeBreakers:
         breaker = self._by_node.get(node)
         if breaker is None:
             with self._guard:
-                # A node that comes back under another address is another node.
+                self._forget_departed(client)
                 breaker = self._by_node.setdefault(node, Breaker(node, self._settings))
         try:
             return breaker.acquire()
@@ -60,6 +60,11 @@ class NodeBreakers:
     def stats(self) -> dict[str, dict[str, Any]]:
         """What each node's breaker has seen, by the node's name."""
         return {node: asdict(breaker.stats()) for node, breaker in list(self._by_node.items())}
+
+    def _forget_departed(self, client: Any) -> None:
+        if is_cluster(client):
+            here = {str(node.name) for node in client.get_nodes()}
+            self._by_node = {name: each for name, each in self._by_node.items() if name in here}
 
     def _node_of(self, client: Any, guard: Guard, args: tuple[Any, ...]) -> str | None:
         key = guard.first_key(args) if args else None
@@ -78,6 +83,13 @@ def _error_of(library: str) -> type[CircuitOpenError]:
             theirs.__init__(self, *words)
             self.retry_after_s = retry_after_s
 
-        names = {"__module__": CircuitOpenError.__module__, "__init__": started}
+        def reduced(self: CircuitOpenError) -> tuple[Any, ...]:
+            return _unpickled, (library, self.args, self.retry_after_s)
+
+        names = {"__module__": CircuitOpenError.__module__, "__init__": started, "__reduce__": reduced}
         _errors[library] = type(CircuitOpenError.__name__, (CircuitOpenError, theirs), names)
     return _errors[library]
+
+
+def _unpickled(library: str, words: tuple[object, ...], retry_after_s: float) -> CircuitOpenError:
+    return _error_of(library)(*words, retry_after_s=retry_after_s)

@@ -117,8 +117,18 @@ class Bare:
 
 
 def bare(client: Any) -> Any:
-    """A protected client as it was, for commands that are neither counted nor routed."""
-    return _double(client, client._keyheat_own, Bare)
+    """A protected client as it was, for commands that are neither counted nor routed.
+
+    It has what the client has now, but nothing of keyheat's: what it is used by belongs to the client, which
+    is to be collected as soon as nobody holds it.
+    """
+    double = _double(client, client._keyheat_own, Bare)
+    double.__dict__ = {
+        name: value
+        for name, value in double.__dict__.items()
+        if name != "keyheat" and not name.startswith("_keyheat")
+    }
+    return double
 
 
 def _shared(slot: str) -> Any:

@@ -19,19 +19,32 @@ class RoutedClient(SyncClient):
     _keyheat_routes: SyncRoutes
 
     def _keyheat_send(self, lead: Lead | None, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        routes = self._keyheat_routes
+        plain = partial(self._keyheat_permitted, super()._keyheat_send, lead, args, options)
+        # What is kept in memory comes from the primary.
+        return plain() if lead is not None and lead.is_fill else routes.send(args, options, plain)
+
+    def _keyheat_permitted(
+        self, send: Any, lead: Lead | None, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        """Send a command as the client itself would, if its node has not been failing."""
         permit = self._keyheat_routes.permit(args)
-        plain = partial(super()._keyheat_send, lead, args, options)
+        if permit is None:
+            return send(lead, args, options)
         try:
-            # What is kept in memory comes from the primary.
-            is_fill = lead is not None and lead.is_fill
-            reply = plain() if is_fill else self._keyheat_routes.send(args, options, plain)
+            reply = send(lead, args, options)
         except BaseException as error:
-            if permit is not None:
-                permit.failed(error)
+            permit.failed(error)
             raise
-        if permit is not None:
-            permit.done()
+        permit.done()
         return reply
+
+    def __del__(self) -> None:
+        """As the client's own; nothing is waited for."""
+        routes = self.__dict__.get("_keyheat_routes")
+        if routes is not None:
+            routes.abandon()
+        super().__del__()
 
     def close(self) -> Any:
         """As the client's own."""
@@ -49,24 +62,33 @@ class AioRoutedClient(AioClient):
     _keyheat_routes: AioRoutes
 
     async def _keyheat_send(self, lead: Lead | None, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        routes = self._keyheat_routes
+        plain = partial(self._keyheat_permitted, super()._keyheat_send, lead, args, options)
+        # What is kept in memory comes from the primary.
+        is_fill = lead is not None and lead.is_fill
+        return await (plain() if is_fill else routes.send(args, options, plain))
+
+    async def _keyheat_permitted(
+        self, send: Any, lead: Lead | None, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        """Send a command as the client itself would, if its node has not been failing."""
         permit = self._keyheat_routes.permit(args)
-        plain = partial(super()._keyheat_send, lead, args, options)
+        if permit is None:
+            return await send(lead, args, options)
         try:
-            # What is kept in memory comes from the primary.
-            is_fill = lead is not None and lead.is_fill
-            reply = await (plain() if is_fill else self._keyheat_routes.send(args, options, plain))
+            reply = await send(lead, args, options)
         except BaseException as error:
-            if permit is not None:
-                permit.failed(error)
+            permit.failed(error)
             raise
-        if permit is not None:
-            permit.done()
+        permit.done()
         return reply
 
     async def aclose(self, *args: Any, **options: Any) -> Any:
         """As the client's own."""
-        await self._keyheat_routes.aclose()
-        return await super().aclose(*args, **options)
+        try:
+            await self._keyheat_routes.aclose()
+        finally:
+            await super().aclose(*args, **options)
 
 
 class AioRoutedCluster(AioRoutedClient, AioCluster):

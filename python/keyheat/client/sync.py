@@ -247,7 +247,7 @@ class SyncPipeline:
             if guard is not None:
                 guard.void_for(args)
             if routes is not None and reply is not self:
-                routes.wrote(routes.written_by([args]))
+                routes.wrote([args])
 
     def execute(self, *args: Any, **options: Any) -> Any:
         """As the pipeline's own."""
@@ -258,7 +258,11 @@ class SyncPipeline:
         for command in commands:
             guard.void_for(command)
         routes = self._keyheat_routes
-        permit = None if routes is None else routes.permit(())
+        try:
+            permit = None if routes is None else routes.permit(())
+        except BaseException:
+            self.reset()  # type: ignore[attr-defined]
+            raise
         replies: list[Any] = []
         try:
             replies = super().execute(*args, **options)  # type: ignore[misc]
@@ -273,5 +277,5 @@ class SyncPipeline:
             for number, command in enumerate(commands):
                 guard.count(command, replies[number] if number < len(replies) else None)
             if routes is not None:
-                routes.wrote(routes.written_by(commands))
+                routes.wrote(commands)
         return replies

@@ -6,6 +6,7 @@ here alone, so no algorithm exists twice.
 redis-py and valkey-py share no class, so their errors are told apart by the names of their bases.
 """
 
+import asyncio
 import contextlib
 import inspect
 import time
@@ -96,13 +97,90 @@ class Batch:
             pipe.execute_command(*command.args, **command.options)
 
 
+@dataclass(slots=True)
+class Fan:
+    """The step of several commands, each to a node's own client: all are sent before any is answered.
+
+    Its result is a list of replies and errors. None is retried.
+    """
+
+    commands: tuple[Command, ...]
+
+    def run(self) -> list[Reply]:
+        """Do it, blocking the thread."""
+        replies: list[Reply] = [None] * len(self.commands)
+        sent: list[tuple[int, Any, Any]] = []
+        for number, command in enumerate(self.commands):
+            pool = command.client.connection_pool
+            connection = None
+            try:
+                connection = _connection_of(pool)
+                connection.send_command(*command.args)
+            except Exception as error:  # noqa: BLE001 - one of the results
+                replies[number] = error
+                if connection is not None:
+                    connection.disconnect()
+                    pool.release(connection)
+            else:
+                sent.append((number, pool, connection))
+        for number, pool, connection in sent:
+            try:
+                replies[number] = connection.read_response()
+            except Exception as error:  # noqa: BLE001 - one of the results
+                replies[number] = error
+                if is_connection_error(error):
+                    connection.disconnect()
+            except BaseException:
+                for _, _, unread in sent:
+                    unread.disconnect()
+                raise
+            finally:
+                pool.release(connection)
+        return replies
+
+    async def run_async(self) -> list[Reply]:
+        """Do it, without blocking the event loop."""
+        asked = (command.run_async() for command in self.commands)
+        return list(await asyncio.gather(*asked, return_exceptions=True))
+
+
+@dataclass(slots=True)
+class Relearn:
+    """The step after a node did not answer: a Cluster's client looks which nodes there are, not too often."""
+
+    client: Client
+
+    def run(self) -> None:
+        """Do it, blocking the thread."""
+        if _may_look(self.client):
+            with contextlib.suppress(Exception):
+                self.client.nodes_manager.initialize()
+
+    async def run_async(self) -> None:
+        """Do it, without blocking the event loop."""
+        if _may_look(self.client):
+            with contextlib.suppress(Exception):
+                await self.client.nodes_manager.initialize()
+
+
+def _connection_of(pool: Any) -> Any:
+    try:
+        return pool.get_connection()
+    except TypeError:  # an older library wants to know what for
+        return pool.get_connection("EVAL")
+
+
 def _has_to_look(client: Client, replies: list[Any]) -> bool:
     """Whether a Cluster's client should learn its topology anew.
 
     Its single commands do that when a node is gone; its pipelines, asked not to raise, keep sending
     to a dead node for good.
     """
-    if not is_cluster(client) or not any(is_connection_error(reply) for reply in replies):
+    return any(is_connection_error(reply) for reply in replies) and _may_look(client)
+
+
+def _may_look(client: Client) -> bool:
+    if not is_cluster(client):
         return False
     now = time.monotonic()
     if now - _looked_at_s.get(client, float("-inf")) < _LOOK_EVERY_S:
@@ -142,6 +220,13 @@ def encoder_of(client: Client) -> Client:
 def is_connection_error(error: object) -> bool:
     """Whether the library says that a node could not be reached, or did not answer in time."""
     return bool({base.__name__ for base in type(error).__mro__} & {"ConnectionError", "TimeoutError"})
+
+
+def is_moved(error: object) -> bool:
+    """Whether a node says that another has the slot."""
+    return bool({base.__name__ for base in type(error).__mro__} & {"MovedError", "AskError"}) or str(
+        error
+    ).startswith(("MOVED ", "ASK "))
 
 
 def is_outcome_unknown(error: BaseException) -> bool:

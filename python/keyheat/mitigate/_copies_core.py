@@ -30,11 +30,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from keyheat.errors import ConfigError
+from keyheat.errors import ConfigError, UpstreamUnreachableError
 from keyheat.mitigate import _checks as checks
 from keyheat.mitigate import own_keys
-from keyheat.mitigate._commands import Batch, Client, Command, Reply, is_cluster
+from keyheat.mitigate._commands import (
+    Batch,
+    Client,
+    Command,
+    Fan,
+    Relearn,
+    Reply,
+    is_cluster,
+    is_connection_error,
+    is_moved,
+)
 from keyheat.mitigate._copies_scripts import DELETE_IF, FENCE, LEASE, MOVE, PLACE
+from keyheat.mitigate._node_clients import NodeClient, NodeClients, has_own_decoding
 from keyheat.mitigate._placement import (
     primaries_of,
     primary_of_slot,
@@ -60,6 +71,8 @@ class CopiesSettings:
         max_staleness_ms: No copy is older. A third of it is the time between renewals.
         clock_skew_ms: By how much the primaries' clocks may differ; taken off the copies' life.
         copy_max_bytes: Larger values are not copied.
+        copy_timeout_ms: How long a copy's node may take to answer before the original is asked; a node that
+            did not answer is left alone for a while.
         keys_max: Keys copied at a time.
         prefix: Reserved prefix of copies and what belongs to them.
     """
@@ -68,6 +81,7 @@ class CopiesSettings:
     max_staleness_ms: float = 1000.0
     clock_skew_ms: float = 100.0
     copy_max_bytes: int = 1 << 20
+    copy_timeout_ms: float = 250.0
     keys_max: int = 64
     prefix: bytes = own_keys.PREFIX + b"copy:"
 
@@ -81,6 +95,7 @@ class CopiesSettings:
                 f"clock_skew_ms is {self.clock_skew_ms:g}: at most half of max_staleness_ms is accepted"
             )
         checks.whole_at_least("copy_max_bytes", self.copy_max_bytes, 1)
+        checks.at_least("copy_timeout_ms", self.copy_timeout_ms, 1)
         checks.whole_at_least("keys_max", self.keys_max, 1)
         checks.reserved_prefix("prefix", self.prefix)
 
@@ -158,12 +173,14 @@ class CopiesCore:
         self._by_primary: dict[str, list[int]] = {}
         self._looked_at_s = float("-inf")
         self._log = checks.OnceLogger("keyheat.mitigate.copies")
+        self._nodes = NodeClients(client, settings.copy_timeout_ms / 1000)
         self.forget()
 
     def forget(self) -> None:
         """Own nothing: a forked child, whose parent goes on."""
         self._guard = threading.Lock()
         self._owner = uuid.uuid4().hex
+        self._nodes.forget()
         for state in self._keys.values():
             state.is_owner = False
 
@@ -238,30 +255,50 @@ class CopiesCore:
 
     # ------------------------------------------------------------------ reading
 
-    def read_steps(self, args: tuple[Any, ...], options: Mapping[str, Any], *, enabled: bool) -> Steps[Reply]:
-        """Run a read on a random copy or the original; what a copy cannot answer, the original does."""
-        if not enabled or len(args) < 2 or verb_of(args) not in COPY_READS:
-            return (yield Command(self._client, args, options))
-        state = self.state(args[1])
-        if state is None or (len(args) > 2 and verb_of(args) == b"EXISTS"):
-            return (yield Command(self._client, args, options))
+    def read_steps(
+        self, args: tuple[Any, ...], options: Mapping[str, Any], *, enabled: bool, key: bytes | None = None
+    ) -> Steps[Reply]:
+        """Run a read on a random copy or the original; what a copy cannot answer, the original does.
+
+        `key` is its key as the server sees it, if that is known.
+        """
+        plain = Command(self._client, args, options)
+        verb = verb_of(args)
+        if not enabled or len(args) < 2 or verb not in COPY_READS:
+            return (yield plain)
+        state = self._keys.get(checks.as_bytes(args[1]) if key is None else key)
+        if state is None or (len(args) > 2 and verb == b"EXISTS") or has_own_decoding(self._client, args):
+            return (yield plain)
         place = self._choose(state)
-        if place is None:
+        node = None if place is None else self._node_of(state.key, place)
+        if place is None or node is None:
             self.stats.original_reads += 1
-            return (yield Command(self._client, args, options))
+            return (yield plain)
         try:
-            reply = yield Command(
-                self._client, (args[0], self.copy_name(state.key, place), *args[2:]), options
-            )
-        except Exception:  # noqa: BLE001 - whatever a copy says, the original has the last word
+            name = self.copy_name(state.key, place)
+            reply = yield Command(node.client, (args[0], name, *args[2:]), options)
+        except Exception as error:  # noqa: BLE001 - whatever a copy says, the original has the last word
             reply = None
+            self._heard(node, error)
         if says_something(reply):
             self.stats.copy_reads += 1
             state.skip_s.pop(place, None)
+            node.answered()
             return reply
         self.stats.missed += 1
         self._skip(state, place)
-        return (yield Command(self._client, args, options))
+        return (yield plain)
+
+    def _node_of(self, key: bytes, place: int) -> NodeClient | None:
+        """Where a copy lies, unless that node is left alone."""
+        node = self._nodes.of_slot(slot_of(self.copy_name(key, place)))
+        return node if node is not None and node.skip_until_s <= self._clock() else None
+
+    def _heard(self, node: NodeClient, error: object) -> None:
+        """A node has answered, or not."""
+        if is_connection_error(error):
+            node.failed(self._clock(), 2 * self.settings.copy_timeout_ms / 1000)
+            self._log.warning("node", "a copy's node did not answer: %s", type(error).__name__)
 
     def _choose(self, state: CopiedKey) -> int | None:
         places = self.places(state.key)
@@ -296,11 +333,15 @@ class CopiesCore:
     def invalidate_steps(self, key: bytes | str) -> Steps[None]:
         """Void all copies of a hot key; on return each is deleted or has expired. Never raises."""
         state = self.state(key)
-        if state is None:
-            return
+        if state is not None:
+            yield from self.void_steps(state.key)
+
+    def void_steps(self, key: bytes) -> Steps[None]:
+        """As `invalidate_steps`, for any key."""
         self.stats.invalidations += 1
+        began_s = self._clock()
         try:
-            yield from self._void(state.key)
+            yield from self._void(key)
         except Exception as error:  # noqa: BLE001 - the copies' own expiry is what remains
             self._log.warning(
                 "waited_out",
@@ -308,30 +349,59 @@ class CopiesCore:
                 type(error).__name__,
             )
             self.stats.waited_out += 1
-            yield Sleep(self.settings.max_staleness_ms / 1000)
-        state.next_round_s = float("-inf")
+            # What was copied before the write began to be voided has expired when its life is over.
+            left_s = self.settings.max_staleness_ms / 1000 - (self._clock() - began_s)
+            yield Sleep(max(0.0, left_s))
+        state = self._keys.get(key)
+        if state is not None:
+            state.next_round_s = float("-inf")
 
     def _void(self, key: bytes) -> Steps[None]:
         keep_ms = self._keep_ms()
         moved = yield Command(self._client, ("EVAL", MOVE, 1, self._beside(key, b"r"), keep_ms, keep_ms))
-        version, *places = (_text(each) for each in moved)
-        fences = tuple(
-            Command(
-                self._client,
-                (
-                    *("EVAL", FENCE, 2),
-                    *(self.copy_name(key, int(place)), self._fence_name(key, int(place))),
-                    *(version, keep_ms),
-                ),
+        version, *noted = (_text(each) for each in moved)
+        # Where copies lie now besides what the register says, for it may have been flushed or evicted.
+        places = sorted({int(place) for place in noted} | set(self.places(key)))
+        fences = []
+        for place in places:
+            node = self._nodes.of_slot(slot_of(self.copy_name(key, place)))
+            if node is None:
+                raise UpstreamUnreachableError("no primary is known for a copy")
+            line = (
+                "EVAL",
+                FENCE,
+                2,
+                self.copy_name(key, place),
+                self._fence_name(key, place),
+                version,
+                keep_ms,
             )
-            for place in places
-        )
-        if fences:
-            _raise_first((yield Batch(fences)))
+            fences.append((node, Command(node.client, line)))
+        if not fences:
+            return
+        if any(node.skip_until_s > self._clock() for node, _ in fences):
+            # It would cost its timeout once more; the others' copies are deleted all the same.
+            fences = [(node, each) for node, each in fences if node.skip_until_s <= self._clock()]
+            yield Fan(tuple(command for _, command in fences))
+            raise UpstreamUnreachableError("a copy's node is left alone")
+        replies = yield Fan(tuple(command for _, command in fences))
+        for (node, _), reply in zip(fences, replies, strict=True):
+            self._heard(node, reply)
+        if any(is_connection_error(reply) for reply in replies):
+            yield Relearn(self._client)
+        if any(isinstance(reply, Exception) for reply in replies):
+            # Where a slot has moved the client's own way finds it, unless a node is gone.
+            _raise_unless_moved(replies)
+            again = tuple(Command(self._client, command.args) for _, command in fences)
+            _raise_first((yield Batch(again)))
 
     def _keep_ms(self) -> int:
         """How long registers and fences live: well past any copy made under an older version."""
         return int(4 * self.settings.max_staleness_ms + 2 * self.settings.clock_skew_ms)
+
+    def close_steps(self) -> Steps[None]:
+        """Close the connections to copies' nodes."""
+        yield from self._nodes.close_steps()
 
     # ------------------------------------------------------------------ owning
 
@@ -407,42 +477,60 @@ class CopiesCore:
     ) -> Steps[None]:
         digest = hashlib.blake2b(payload, digest_size=16).hexdigest().encode()
         first = () if digest == state.digest else (payload,)
-        replies = yield Batch(tuple(self._place(state.key, place, when, digest, first) for place in places))
-        _raise_first(replies)
-        answers = dict(zip(places, map(int, replies), strict=True))
+        answers = yield from self._place(state.key, places, (*when, digest), first)
         self.stats.renewed += 0 if first else sum(answer == 1 for answer in answers.values())
         again = [place for place, answer in answers.items() if answer == -1]
         if again:
-            replies = yield Batch(
-                tuple(self._place(state.key, place, when, digest, (payload,)) for place in again)
-            )
-            _raise_first(replies)
-            answers |= dict(zip(again, map(int, replies), strict=True))
+            answers |= yield from self._place(state.key, again, (*when, digest), (payload,))
         written = places if first else again
-        self.stats.restored += sum(answers[place] == 1 for place in written)
+        self.stats.restored += sum(answers.get(place) == 1 for place in written)
         voided = sum(answer == 0 for answer in answers.values())
         self.stats.voided += voided
         state.digest = digest
-        state.copies = len(places) - voided
+        state.copies = len(answers) - voided
         state.reason = "a write came in between" if voided else None
+        if len(answers) < len(places):
+            state.reason = "a copy's node does not answer"
 
     def _place(
-        self, key: bytes, place: int, when: tuple[str, str], digest: bytes, payload: tuple[bytes, ...]
-    ) -> Command:
-        version, deadline_ms = when
-        return Command(
-            self._client,
-            (
-                *("EVAL", PLACE, 2, self.copy_name(key, place), self._fence_name(key, place)),
-                *(version, digest, deadline_ms, self._keep_ms(), *payload),
-            ),
-        )
+        self, key: bytes, places: list[int], what: tuple[str, str, bytes], payload: tuple[bytes, ...]
+    ) -> Steps[dict[int, int]]:
+        """Renew or write copies; what came of it by place, without those whose node does not answer."""
+        version, deadline_ms, digest = what
+        asked = []
+        for place in places:
+            node = self._node_of(key, place)
+            if node is not None:
+                names = (self.copy_name(key, place), self._fence_name(key, place))
+                line = ("EVAL", PLACE, 2, *names, version, digest, deadline_ms, self._keep_ms(), *payload)
+                asked.append((place, node, Command(node.client, line)))
+        replies = (yield Fan(tuple(command for _, _, command in asked))) if asked else []
+        answers: dict[int, int] = {}
+        for (place, node, command), reply in zip(asked, replies, strict=True):
+            self._heard(node, reply)
+            if is_connection_error(reply):
+                continue
+            if is_moved(reply):  # the client's own way finds it, and learns
+                answers[place] = int((yield Command(self._client, command.args)))
+            elif isinstance(reply, Exception):
+                raise reply
+            else:
+                answers[place] = int(reply)
+        if len(answers) < len(places):
+            yield Relearn(self._client)
+        return answers
 
     def _give_up(self, state: CopiedKey, reason: str) -> Steps[None]:
         """There must be no copies; reads go to the original."""
         had_copies, state.copies, state.reason = state.copies, 0, reason
         if had_copies:
             yield from self._void(state.key)
+
+
+def _raise_unless_moved(replies: list[Reply]) -> None:
+    for reply in replies:
+        if isinstance(reply, Exception) and not is_moved(reply):
+            raise reply
 
 
 def _raise_first(replies: list[Reply]) -> None:

@@ -11,7 +11,6 @@ has it. Writes older than `max_lag_ms` need no memory, for every replica that ma
 more than `written_keys_max` are remembered, the oldest one's time becomes a floor for all keys.
 """
 
-import importlib
 import random
 import threading
 from collections import OrderedDict, deque
@@ -22,20 +21,16 @@ from typing import Any, Final, Literal
 from keyheat.errors import UpstreamUnreachableError
 from keyheat.mitigate import _checks as checks
 from keyheat.mitigate import own_keys
-from keyheat.mitigate._commands import Client, Command, Reply, is_asyncio, is_cluster, library_of
+from keyheat.mitigate._commands import Client, Command, Reply, is_cluster, is_refused_by_server
+from keyheat.mitigate._node_clients import close_of, connect, decoded
 from keyheat.mitigate._placement import slot_of
 from keyheat.mitigate._reads import REPLICA_READS, verb_of
-from keyheat.mitigate.steps import Call, Steps
+from keyheat.mitigate.steps import Steps
 
 _NEVER: Final = float("-inf")
 _HISTORY: Final = 64
 _BACKOFF_MAX_S: Final = 10.0
 _STANDALONE: Final = "primary"
-# Of a client's connection settings, those a replica's connection needs too.
-_KEPT: Final = (
-    *("db", "username", "password", "credential_provider", "client_name", "protocol"),
-    *("encoding", "encoding_errors", "decode_responses", "socket_connect_timeout", "socket_keepalive"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,29 +158,34 @@ class ReplicaCore:
 
     # ------------------------------------------------------------------ reading and writing
 
-    def read_steps(self, args: tuple[Any, ...], options: Mapping[str, Any], *, enabled: bool) -> Steps[Reply]:
-        """Run a read where the policy says."""
+    def read_steps(
+        self, args: tuple[Any, ...], options: Mapping[str, Any], *, enabled: bool, key: bytes | None = None
+    ) -> Steps[Reply]:
+        """Run a read where the policy says; `key` is its key as the server sees it, if that is known."""
+        plain = Command(self._client, args, options)
         if not enabled or len(args) < 2 or self.settings.policy == "primary":
-            return (yield Command(self._client, args, options))
-        key = checks.as_bytes(args[1])
+            return (yield plain)
+        key = checks.as_bytes(args[1]) if key is None else key
         verb = verb_of(args)
         if key not in self._keys or verb not in REPLICA_READS or (verb == b"EXISTS" and len(args) > 2):
-            return (yield Command(self._client, args, options))
+            return (yield plain)
         replica = self._choose(key)
         if replica is not None:
             try:
                 reply = yield Command(replica.client, args, options)
+                reply = decoded(self._client, args, options, reply)
             except Exception as error:  # noqa: BLE001 - whatever a replica says, the primary has the last word
-                self.stats.replica_failures += 1
-                self._log.warning("read", "a replica did not answer a read: %s", type(error).__name__)
-                replica.failed(self._clock(), self.settings.poll_interval_ms / 1000)
+                if not is_refused_by_server(error):  # such an answer is to the command, and as good as any
+                    self.stats.replica_failures += 1
+                    self._log.warning("read", "a replica did not answer a read: %s", type(error).__name__)
+                    replica.failed(self._clock(), self.settings.poll_interval_ms / 1000)
             else:
                 self.stats.replica_reads += 1
                 return reply
         elif self.settings.policy == "replica":
             raise UpstreamUnreachableError("no replica is known to be fresh enough (max_lag_ms)")
         self.stats.primary_reads += 1
-        return (yield Command(self._client, args, options))
+        return (yield plain)
 
     def write_steps(self, args: tuple[Any, ...]) -> Steps[Reply]:
         """Run a write and remember it, whatever its outcome."""
@@ -297,33 +297,8 @@ class ReplicaCore:
         yield from self._close(gone)
 
     def _connect(self, host: str, port: int) -> Client:
-        client = self._client
-        if self._is_cluster:
-            node = client.get_default_node()
-            if is_asyncio(client):
-                kwargs = node.connection_kwargs
-            else:
-                of_node = getattr(node, f"{library_of(client)}_connection")
-                kwargs = of_node.connection_pool.connection_kwargs
-            is_tls = "SSL" in getattr(getattr(node, "connection_class", None), "__name__", "") or any(
-                name.startswith("ssl_") for name in kwargs
-            )
-        else:
-            kwargs = client.connection_pool.connection_kwargs
-            is_tls = "SSL" in client.connection_pool.connection_class.__name__
-        options = {name: kwargs[name] for name in _KEPT if kwargs.get(name) is not None}
-        if is_tls:
-            options |= {name: value for name, value in kwargs.items() if name.startswith("ssl_")}
-            options["ssl"] = True
         timeout_s = self.settings.replica_timeout_ms / 1000
-        options |= {"socket_timeout": timeout_s, "retry": _no_retry(client)}
-        options["socket_connect_timeout"] = min(timeout_s, options.get("socket_connect_timeout", timeout_s))
-        if self._is_cluster:
-            options.pop("db", None)
-            options["redis_connect_func" if library_of(client) == "redis" else "valkey_connect_func"] = (
-                _read_only_async if is_asyncio(client) else _read_only
-            )
-        return _client_class(client)(host=host, port=port, **options)
+        return connect(self._client, host, port, timeout_s, is_read_only=self._is_cluster)
 
     def close_steps(self) -> Steps[None]:
         """Close every connection to replicas."""
@@ -333,40 +308,13 @@ class ReplicaCore:
 
     def _close(self, replicas: Any) -> Steps[None]:
         for replica in list(replicas):
-            is_async = is_asyncio(replica.client)
-            yield Call(replica.client.aclose if is_async else replica.client.close)
+            yield close_of(replica.client)
 
 
 def _replicas_of(role: Reply) -> dict[str, tuple[str, int]]:
     """The replicas a primary names: a Cluster client's own view misses those added since it looked."""
     listed = [(_text(each[0]), int(each[1])) for each in role[2]]
     return {f"{host}:{port}": (host, port) for host, port in listed}
-
-
-def _read_only(connection: Any) -> None:
-    connection.on_connect()
-    connection.send_command("READONLY")
-    connection.read_response()
-
-
-async def _read_only_async(connection: Any) -> None:
-    await connection.on_connect()
-    await connection.send_command("READONLY")
-    await connection.read_response()
-
-
-def _client_class(client: Client) -> Any:
-    library = library_of(client)
-    module = importlib.import_module(f"{library}.asyncio" if is_asyncio(client) else library)
-    return getattr(module, library.capitalize())
-
-
-def _no_retry(client: Client) -> Any:
-    library = library_of(client)
-    asynchronous = ".asyncio" if is_asyncio(client) else ""
-    retry: Any = importlib.import_module(f"{library}{asynchronous}.retry")
-    backoff: Any = importlib.import_module(f"{library}.backoff")
-    return retry.Retry(backoff.NoBackoff(), 0)
 
 
 def _text(value: object) -> str:

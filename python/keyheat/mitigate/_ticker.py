@@ -7,6 +7,7 @@ its own at the next `start()`. A tick that raises is the owner's to count: nothi
 import asyncio
 import contextlib
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Awaitable, Callable
@@ -42,7 +43,6 @@ class Ticker:
         with self._guard:
             if self._thread is not None and self._pid == os.getpid():
                 return
-            self._stopped.clear()
             self._pid = os.getpid()
             self._thread = threading.Thread(
                 target=_run,
@@ -58,12 +58,23 @@ class Ticker:
 
     def stop(self) -> None:
         """End it; waits for a tick under way."""
+        if self._pid not in (0, os.getpid()):
+            self._thread = None  # the parent's
+            return
+        with self._guard:
+            self._stopped.set()
+            self._wake.set()
+            thread, self._thread = self._thread, None
+            # The next one has its own: this one may be still at its tick.
+            self._stopped, self._wake = threading.Event(), threading.Event()
+        is_to_be_waited_for = self._pid == os.getpid() and thread is not threading.current_thread()
+        if thread is not None and is_to_be_waited_for and not sys.is_finalizing():
+            thread.join()
+
+    def abandon(self) -> None:
+        """End it without waiting: its owner is being collected."""
         self._stopped.set()
         self._wake.set()
-        thread = self._thread
-        if thread is not None and self._pid == os.getpid() and thread is not threading.current_thread():
-            thread.join()
-        self._thread = None
 
 
 def _run(
@@ -109,23 +120,28 @@ class AsyncTicker:
 
     def start(self) -> None:
         """Begin in the running loop, unless it runs already."""
-        if self._task is not None and self._pid == os.getpid() and not self._task.done():
+        loop = asyncio.get_running_loop()
+        task = self._task if self._pid == os.getpid() else None
+        if task is not None and task.get_loop() is loop and not task.done():
             return
         self._pid = os.getpid()
         self._is_stopping = False
         self._wake = asyncio.Event()
-        self._task = asyncio.get_running_loop().create_task(self._run(self._wake))
+        self._task = loop.create_task(self._run(self._wake))
 
     def wake(self) -> None:
         """Tick now."""
         if self._wake is not None:
-            self._wake.set()
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                self._wake.set()
 
     async def stop(self) -> None:
         """End it without `at_end`; waits for a tick under way, which is not cancelled."""
         self._is_stopping = True
         task, self._task = self._task, None
-        if task is not None and self._pid == os.getpid() and task is not asyncio.current_task():
+        if task is None or self._pid != os.getpid() or task is asyncio.current_task():
+            return
+        if task.get_loop() is asyncio.get_running_loop():  # one of another loop has ended with it
             self.wake()
             await asyncio.wait([task])
 

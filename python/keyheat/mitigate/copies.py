@@ -21,7 +21,7 @@ read whose reply is empty is asked again of the original, for an absent copy ans
 than four times the bound.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from keyheat.clock import now_s
@@ -79,6 +79,10 @@ class Copies(Ticked[CopiesCore]):
         """Run a read of one key, on a copy if it is hot and the command can be answered by one."""
         return drive(self._core.read_steps(args, options, enabled=self.enabled))
 
+    def read_key(self, key: bytes, args: tuple[Any, ...], options: Mapping[str, Any]) -> Reply:
+        """As `read`, of a key as the server sees it, whatever the application calls it by."""
+        return drive(self._core.read_steps(args, options, enabled=self.enabled, key=key))
+
     def write(self, *args: Any) -> Reply:
         """Run a write of one key; returns when no copy from before it is left."""
         reply = drive(self._core.write_steps(args, enabled=self.enabled))
@@ -89,6 +93,12 @@ class Copies(Ticked[CopiesCore]):
         """To be called after a write made elsewhere, before its reply is passed on."""
         if self.enabled:
             drive(self._core.invalidate_steps(key))
+            self._ticker.wake()
+
+    def void(self, key: bytes) -> None:
+        """As `invalidate`, also for a key that another object of this process may have copied."""
+        if self.enabled:
+            drive(self._core.void_steps(key))
             self._ticker.wake()
 
     def round(self) -> None:
@@ -109,6 +119,7 @@ class Copies(Ticked[CopiesCore]):
         self._ticker.stop()
         for state in self._core.hot():
             self.cool(state.key)
+        drive(self._core.close_steps())
 
     def _round(self) -> None:
         self.round()
@@ -144,6 +155,10 @@ class AsyncCopies(AsyncTicked[CopiesCore]):
         """As `Copies.read`."""
         return await drive_async(self._core.read_steps(args, options, enabled=self.enabled))
 
+    async def read_key(self, key: bytes, args: tuple[Any, ...], options: Mapping[str, Any]) -> Reply:
+        """As `read`, of a key as the server sees it, whatever the application calls it by."""
+        return await drive_async(self._core.read_steps(args, options, enabled=self.enabled, key=key))
+
     async def write(self, *args: Any) -> Reply:
         """As `Copies.write`."""
         reply = await drive_async(self._core.write_steps(args, enabled=self.enabled))
@@ -154,6 +169,12 @@ class AsyncCopies(AsyncTicked[CopiesCore]):
         """As `Copies.invalidate`."""
         if self.enabled:
             await drive_async(self._core.invalidate_steps(key))
+            self._ticker.wake()
+
+    async def void(self, key: bytes) -> None:
+        """As `Copies.void`."""
+        if self.enabled:
+            await drive_async(self._core.void_steps(key))
             self._ticker.wake()
 
     async def round(self) -> None:
@@ -174,6 +195,7 @@ class AsyncCopies(AsyncTicked[CopiesCore]):
         await self._ticker.stop()
         for state in self._core.hot():
             await self.cool(state.key)
+        await drive_async(self._core.close_steps())
 
     async def _round(self) -> None:
         await self.round()

@@ -16,7 +16,7 @@ Transactions and WATCH do not pass here: they are the client's.
 one connection pool per such replica.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from keyheat.clock import now_s
@@ -67,6 +67,10 @@ class ReplicaReads(Ticked[ReplicaCore]):
             UpstreamUnreachableError: The policy is `replica`, and none is fresh enough.
         """
         return drive(self._core.read_steps(args, options, enabled=self.enabled))
+
+    def read_key(self, key: bytes, args: tuple[Any, ...], options: Mapping[str, Any]) -> Reply:
+        """As `read`, of a key as the server sees it, whatever the application calls it by."""
+        return drive(self._core.read_steps(args, options, enabled=self.enabled, key=key))
 
     def write(self, *args: Any) -> Reply:
         """Run a write; reads of its key through this object see it."""
@@ -123,6 +127,10 @@ class AsyncReplicaReads(AsyncTicked[ReplicaCore]):
     async def read(self, *args: Any, **options: Any) -> Reply:
         """As `ReplicaReads.read`."""
         return await drive_async(self._core.read_steps(args, options, enabled=self.enabled))
+
+    async def read_key(self, key: bytes, args: tuple[Any, ...], options: Mapping[str, Any]) -> Reply:
+        """As `read`, of a key as the server sees it, whatever the application calls it by."""
+        return await drive_async(self._core.read_steps(args, options, enabled=self.enabled, key=key))
 
     async def write(self, *args: Any) -> Reply:
         """As `ReplicaReads.write`."""

@@ -154,7 +154,8 @@ impl Guard {
                 (PyBytes::new(py, key), bits)
             };
             let mut keys = Vec::new();
-            let is_write = parsed.is_write();
+            // What was queued before `EXEC` is not known here.
+            let is_write = parsed.is_write() || parsed.name() == "exec";
             if is_write {
                 parsed.for_each_written(|key| keys.push(routed(key)));
             } else if self.may_read_locally() {

@@ -14,7 +14,7 @@ from keyheat.mitigate import Allowlist, BreakerSettings, CopiesSettings, Entity,
 from keyheat.server.cluster import EmbeddedCluster
 from keyheat.server.embedded import EmbeddedServer
 from tests.client.libraries import cluster_client, single_client
-from tests.client.sides import RULES, Side
+from tests.client.sides import RULES, Side, raw
 
 HOT = "item:hot"
 # Half of the default bound: a test waits it out more than once.
@@ -341,3 +341,41 @@ def test_a_breaker_of_one_node_leaves_the_others_alone(side: Side, own_cluster: 
     assert {count > 0 for count in failed.values()} == {True, False}
     client.keyheat.node_breaker = False
     assert not client.keyheat.node_breaker
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"node_breaker": True}, "node_breaker: accepted: a keyheat.BreakerSettings"),
+        ({"node_breaker": False}, "node_breaker: accepted"),
+        ({"allowlist": ["a:*"]}, "allowlist: accepted: a keyheat.Allowlist"),
+        ({"replica_reads": True, "plans": {"all": ["replica_reads"]}}, "replica_reads: accepted"),
+        ({"copies": {}}, "copies: accepted"),
+        ({"breaker": True}, "breaker: accepted"),
+        ({"loading": {"loads_max": 3}}, "loading: accepted"),
+        ({"lease": None}, "lease: accepted"),
+        ({"plans": ["copies"]}, "plans: accepted: a mapping"),
+        ({"plans": {"all": "copies"}}, "plans: accepted: a mapping"),
+        ({"plans": {"all": None}}, "plans: accepted: a mapping"),
+        ({"rules": "rules.toml"}, "rules: accepted: a list"),
+        ({"rules": []}, "rules: accepted: a list"),
+    ],
+)
+def test_a_wrong_object_is_named_and_the_client_stays_as_it_was(
+    side: Side, valkey: str, settings: dict[str, Any], names: str
+) -> None:
+    plain = single_client("redis", side, valkey)
+    before = type(plain)
+    with pytest.raises(ConfigError, match=names):
+        side.protect(plain, **settings)
+    assert type(plain) is before
+    side.wrap(plain)
+
+
+def test_equal_settings_share_an_engine(side: Side, valkey: str) -> None:
+    first, other = (
+        side.protect(single_client("redis", side, valkey), node_breaker=BreakerSettings(calls_min=3))
+        for _ in range(2)
+    )
+    assert raw(first).keyheat.binding is raw(other).keyheat.binding
+    assert first.keyheat.explain(7)["key"] == b"7"

@@ -26,6 +26,7 @@ mod parts;
 pub mod settings;
 mod shard;
 pub mod stats;
+mod stream;
 pub mod topology;
 
 use std::net::{SocketAddr, TcpListener};
@@ -47,12 +48,14 @@ use listen::Acceptor;
 use settings::Settings;
 use shard::{Shard, ShardParts, ToShard};
 use stats::ShardStats;
+use stream::{Listener, UnixSocket};
 
 /// A running proxy. Dropping it ends it.
 pub struct Proxy {
     shared: Arc<Shared>,
     shards: Vec<ShardHandle>,
     control: Sender<ToControl>,
+    listen_addr: SocketAddr,
     acceptor: Acceptor,
     http: Option<(SocketAddr, tokio::sync::oneshot::Sender<()>)>,
     threads: Vec<JoinHandle<()>>,
@@ -65,7 +68,14 @@ impl Proxy {
     /// `AddrInUse` and the like where an address cannot be had.
     pub fn start(settings: Settings) -> std::io::Result<Self> {
         let settings = Arc::new(settings);
-        let listener = bind(&settings.listen)?;
+        let (listener, listen_addr) = Listener::tcp(bind(&settings.listen)?)?;
+        let mut listeners = vec![listener];
+        if let Some(path) = &settings.unix_socket {
+            let mode = settings.unix_socket_mode().map_err(std::io::Error::other)?;
+            let socket = UnixSocket::bind(path, mode)
+                .map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+            listeners.push(Listener::Unix(socket));
+        }
         let http = settings.http.as_deref().map(bind).transpose()?;
         let rules = settings.rule_set().map_err(std::io::Error::other)?;
         let count = settings.shard_count().max(1);
@@ -126,7 +136,7 @@ impl Proxy {
         )
         .map_err(std::io::Error::other)?;
         threads.push(spawn("keyheat-control", move || running.keep_running())?);
-        let acceptor = Acceptor::start(listener, shards.clone(), Arc::clone(&shared))?;
+        let acceptor = Acceptor::start(listeners, shards.clone(), Arc::clone(&shared))?;
         let http = match http {
             None => None,
             Some(listener) => {
@@ -146,6 +156,7 @@ impl Proxy {
             shared,
             shards,
             control,
+            listen_addr,
             acceptor,
             http,
             threads,
@@ -155,7 +166,7 @@ impl Proxy {
     /// Where clients connect.
     #[must_use]
     pub fn listen_addr(&self) -> SocketAddr {
-        self.acceptor.address()
+        self.listen_addr
     }
 
     /// Where the API is served.

@@ -4,24 +4,22 @@
 //! of clients leaves one core with a third more of them than another; in turn is even.
 
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Poll, Token, Waker};
 
 use crate::control::{ShardHandle, Shared};
 use crate::parts;
 use crate::shard::ToShard;
+use crate::stream::Listener;
 
-const LISTENER: Token = Token(0);
-const STOP: Token = Token(1);
+const STOP: Token = Token(usize::MAX);
 
 /// Accepts until told to stop.
 pub(crate) struct Acceptor {
-    address: SocketAddr,
     waker: Waker,
     is_stopped: Arc<AtomicBool>,
     pub thread: Option<JoinHandle<()>>,
@@ -29,37 +27,30 @@ pub(crate) struct Acceptor {
 
 impl Acceptor {
     pub fn start(
-        listener: TcpListener,
+        mut listeners: Vec<Listener>,
         shards: Vec<ShardHandle>,
         shared: Arc<Shared>,
     ) -> std::io::Result<Self> {
-        let address = listener.local_addr()?;
-        listener.set_nonblocking(true)?;
         let mut poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), STOP)?;
-        let mut listener = mio::net::TcpListener::from_std(listener);
-        poll.registry()
-            .register(&mut listener, LISTENER, Interest::READABLE)?;
+        for (number, listener) in listeners.iter_mut().enumerate() {
+            listener.register(poll.registry(), Token(number))?;
+        }
         let is_stopped = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&is_stopped);
         let thread = std::thread::Builder::new()
             .name("keyheat-accept".into())
             .spawn(move || {
                 parts::keep_running("accept", &shared.parts_dead, |_| {
-                    let accepted = run(&listener, &mut poll, &shards, &shared, &stopped);
+                    let accepted = run(&listeners, &mut poll, &shards, &shared, &stopped);
                     accepted.map_err(|e| e.to_string())
                 });
             })?;
         Ok(Self {
-            address,
             waker,
             is_stopped,
             thread: Some(thread),
         })
-    }
-
-    pub fn address(&self) -> SocketAddr {
-        self.address
     }
 
     pub fn stop(&self) {
@@ -69,7 +60,7 @@ impl Acceptor {
 }
 
 fn run(
-    listener: &mio::net::TcpListener,
+    listeners: &[Listener],
     poll: &mut Poll,
     shards: &[ShardHandle],
     shared: &Shared,
@@ -87,38 +78,51 @@ fn run(
             }
         }
         retry = None;
-        loop {
-            if is_stopped.load(Ordering::Acquire) {
-                return Ok(());
+        for listener in listeners {
+            if !accept_all(listener, shards, shared, is_stopped, &mut turn) {
+                retry = Some(Duration::from_millis(100));
             }
-            match listener.accept() {
-                Ok((stream, peer)) => {
-                    let stream = std::net::TcpStream::from(stream);
-                    let clients: i64 = shared.stats.iter().map(|s| s.clients.get()).sum();
-                    if clients >= shared.settings.clients_max as i64 {
-                        let _ = (&stream).write_all(b"-ERR max number of clients reached\r\n");
-                        continue;
-                    }
-                    let _ = stream.set_nodelay(true);
-                    let mut message = ToShard::Client(stream, peer.to_string());
-                    // A shard that has died (a bug) must not swallow its share of the clients.
-                    for _ in 0..shards.len() {
-                        turn += 1;
-                        match shards[turn % shards.len()].tell(message) {
-                            Ok(()) => break,
-                            Err(returned) => message = returned,
-                        }
+        }
+        if is_stopped.load(Ordering::Acquire) {
+            return Ok(());
+        }
+    }
+}
+
+/// Accepts whoever waits. Returns false if that failed, and is to be tried again.
+fn accept_all(
+    listener: &Listener,
+    shards: &[ShardHandle],
+    shared: &Shared,
+    is_stopped: &AtomicBool,
+    turn: &mut usize,
+) -> bool {
+    while !is_stopped.load(Ordering::Acquire) {
+        match listener.accept() {
+            Ok((mut stream, peer)) => {
+                let clients: i64 = shared.stats.iter().map(|s| s.clients.get()).sum();
+                if clients >= shared.settings.clients_max as i64 {
+                    let _ = stream.write(b"-ERR max number of clients reached\r\n");
+                    continue;
+                }
+                let mut message = ToShard::Client(stream, peer);
+                // A shard that has died (a bug) must not swallow its share of the clients.
+                for _ in 0..shards.len() {
+                    *turn += 1;
+                    match shards[*turn % shards.len()].tell(message) {
+                        Ok(()) => break,
+                        Err(returned) => message = returned,
                     }
                 }
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == std::io::ErrorKind::ConnectionAborted => {}
-                Err(e) => {
-                    tracing::warn!("cannot accept a client: {e}");
-                    retry = Some(Duration::from_millis(100));
-                    break;
-                }
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionAborted => {}
+            Err(e) => {
+                tracing::warn!("cannot accept a client: {e}");
+                return false;
             }
         }
     }
+    true
 }

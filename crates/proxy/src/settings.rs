@@ -1,6 +1,7 @@
 //! What a proxy is told at start: every setting has a safe default, a unit in its name, and a
 //! check at load that names the setting and what it accepts.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use keyheat_core::rule::spec::{self, RuleSettings};
@@ -14,6 +15,10 @@ use serde::Deserialize;
 pub struct Settings {
     /// Where clients connect: `host:port`; port 0 takes a free one.
     pub listen: String,
+    /// A Unix socket at which clients of this host connect as well; none if absent.
+    pub unix_socket: Option<PathBuf>,
+    /// Permissions of that socket, in octal, which are what lets clients in.
+    pub unix_socket_mode: String,
     /// Where `/healthz`, `/metrics` and `/api/hot` are served; none if absent.
     pub http: Option<String>,
     /// The server or Cluster behind the proxy.
@@ -83,6 +88,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:6380".into(),
+            unix_socket: None,
+            unix_socket_mode: "600".into(),
             http: None,
             upstream: UpstreamSettings::default(),
             shards: 0,
@@ -160,7 +167,19 @@ impl Settings {
         if !["error", "warn", "info", "debug"].contains(&self.log.as_str()) {
             return Err("log: error, warn, info or debug".into());
         }
+        self.unix_socket_mode()?;
         self.rule_set().map(|_| ())
+    }
+
+    /// The Unix socket's permissions.
+    ///
+    /// # Errors
+    /// A sentence that names the setting and what it accepts.
+    pub fn unix_socket_mode(&self) -> Result<u32, String> {
+        u32::from_str_radix(&self.unix_socket_mode, 8)
+            .ok()
+            .filter(|mode| (0o100..=0o777).contains(mode))
+            .ok_or_else(|| "unix_socket_mode: permissions in octal, 100 to 777".into())
     }
 
     /// The rules as the detector takes them.

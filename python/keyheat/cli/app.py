@@ -69,6 +69,13 @@ def up(
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where clients connect.")
     ] = "127.0.0.1:6380",
+    unix_socket: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="A Unix socket at which clients of this host connect as well."),
+    ] = None,
+    unix_socket_mode: Annotated[
+        str, typer.Option(metavar="OCTAL", help="Permissions of that socket: who may connect.")
+    ] = "600",
     http: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="/healthz, /metrics and /api/hot; 'none' for no http.")
     ] = "127.0.0.1:6381",
@@ -128,6 +135,8 @@ def up(
         rules=rules,
         drain_timeout_s=drain_timeout,
         proxy={
+            "unix_socket": unix_socket,
+            "unix_socket_mode": unix_socket_mode,
             "max_staleness_ms": max_staleness,
             "local_cache": not no_cache,
             "shards": shards,

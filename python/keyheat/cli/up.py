@@ -53,7 +53,8 @@ def run(options: UpOptions) -> int:
         stack.callback(proxy.stop)
         sys.stderr.write(f"upstream        {settings.upstream}\n")
         http = f"http://{proxy.http}" if proxy.http else "off"
-        sys.stdout.write(f"keyheat listens on redis://{proxy.listen}, http on {http}\n")
+        socket = f" and unix://{settings.unix_socket}" if settings.unix_socket else ""
+        sys.stdout.write(f"keyheat listens on redis://{proxy.listen}{socket}, http on {http}\n")
         sys.stdout.flush()
         while not stop.wait(1.0):
             pass

@@ -108,9 +108,10 @@ def bind(family: Family, client: Any, pool: Any, settings: ClientSettings, *, is
         settings.shadow,
         settings.coalesce_wait_s,
     )
-    objects = (settings.loading, settings.lease, settings.breaker, settings.allowlist)
-    routing = (settings.copies, settings.replica_reads, id(settings.node_breaker))
-    name = (family.name, is_cluster, where, settings.to_json(), rest, tuple(map(id, objects)), routing)
+    # Settings are told apart by what they say; an allowlist changes while it is used.
+    objects = (settings.loading, settings.lease, settings.breaker, settings.node_breaker)
+    routing = (settings.copies, settings.replica_reads, id(settings.allowlist))
+    name = (family.name, is_cluster, where, settings.to_json(), rest, objects, routing)
     with _lock:
         binding = _bindings.get(name)
         if binding is None:

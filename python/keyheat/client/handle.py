@@ -72,7 +72,7 @@ class Handle:
         keys: list[dict[str, Any]] = loads(self._binding.engine.hot())["keys"]
         return keys
 
-    def explain(self, key: bytes | str) -> dict[str, Any]:
+    def explain(self, key: bytes | str | float) -> dict[str, Any]:
         """Whether a key is hot, by which rule, what is done about it, since when, and what that saved.
 
         Args:
@@ -84,6 +84,10 @@ class Handle:
             see). `not_caching` says why nothing can be kept, `may_read_locally` whether this client's
             reads may be answered from memory at all.
         """
+        if isinstance(key, int | float) and not isinstance(key, bool):
+            key = repr(key)  # as clients send numbers
+        if not isinstance(key, str | bytes | bytearray | memoryview):
+            raise ConfigError(f"explain: {type(key).__name__} is no key; accepted: str, bytes, a number")
         raw = key.encode() if isinstance(key, str) else bytes(key)
         told: dict[str, Any] = loads(self._binding.engine.explain(raw))
         told["key"] = raw

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 _INTEGER_MAX = 1 << 48
+# Settings that are objects: the module and the name of their class.
+_OBJECTS = (
+    ("loading", "loading", "LoadingSettings"),
+    ("lease", "lease", "LeaseSettings"),
+    ("breaker", "breaker", "BreakerSettings"),
+    ("node_breaker", "breaker", "BreakerSettings"),
+    ("copies", "copies", "CopiesSettings"),
+    ("replica_reads", "replica_reads", "ReplicaReadsSettings"),
+    ("allowlist", "allowlist", "Allowlist"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +113,26 @@ class ClientSettings:
         for name in ("local_cache", "coalesce", "shadow", "every_key", "nx_is_lock", "lock_relief"):
             if type(getattr(self, name)) is not bool:
                 raise ConfigError(f"{name}: accepted: True or False")
+        self._check_objects()
+
+    def _check_objects(self) -> None:
+        for name, module, kind in _OBJECTS:
+            value = getattr(self, name)
+            # What is imported nowhere cannot be what was given.
+            known = getattr(sys.modules.get(f"keyheat.mitigate.{module}"), kind, None)
+            is_switch = name == "lease" and type(value) is bool
+            if value is not None and not is_switch and (known is None or not isinstance(value, known)):
+                also = "True, False" if name == "lease" else "None"
+                raise ConfigError(f"{name}: accepted: a keyheat.{kind}, or {also}")
+        given: dict[str, Any] = {name: getattr(self, name) for name in ("lease", "plans", "rules")}
+        if given["lease"] is None:
+            raise ConfigError("lease: accepted: a keyheat.LeaseSettings, or True, False")
+        if given["plans"] is not None and not _is_plans(given["plans"]):
+            raise ConfigError("plans: accepted: a mapping from names of rules to lists of remedies")
+        if given["rules"] is not None and not (_is_list(given["rules"]) and given["rules"]):
+            raise ConfigError(
+                "rules: accepted: a list of rules (keyheat.detect.rules.load_rules reads a file)"
+            )
 
     def _check(self, name: str, span: timedelta | float, least_s: float, most_s: float) -> None:
         if not least_s <= seconds(name, span) <= most_s:
@@ -162,6 +193,17 @@ class ClientSettings:
                 "connect_timeout_ms": round(seconds("connect_timeout", self.connect_timeout) * 1_000),
             }
         )
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _is_plans(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and _is_list(plan) and all(isinstance(each, str) for each in plan)
+        for name, plan in value.items()
+    )
 
 
 def seconds(name: str, span: timedelta | float) -> float:

@@ -26,13 +26,15 @@ def start_proxy(settings: ProxySettings) -> "Proxy":
         proxy = Proxy(json.dumps(settings.to_json()))
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    addresses = " or ".join(filter(None, (settings.listen, settings.http)))
+    socket = None if settings.unix_socket is None else str(settings.unix_socket)
+    addresses = " or ".join(filter(None, (settings.listen, socket, settings.http)))
     try:
         proxy.start()
     except OSError as error:
         if "in use" in str(error).lower():
             raise AddressInUseError(
-                f"cannot listen on {addresses}: the address is in use (--listen and --http take others)"
+                f"cannot listen on {addresses}: the address is in use "
+                "(--listen, --unix-socket and --http take others)"
             ) from error
         raise KeyheatError(f"cannot listen on {addresses}: {error}") from error
     return proxy

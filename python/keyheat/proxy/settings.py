@@ -4,6 +4,7 @@ The native module checks again and has the last word; these models are where a u
 first, with the file, the key and the accepted values in the message.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -21,6 +22,13 @@ def _is_staleness(value: int) -> int:
     return value
 
 
+def _is_short_enough(path: Path | None) -> Path | None:
+    # The system's limit is 107 bytes; while it is being made the socket has a longer name.
+    if path is not None and len(str(path.absolute()).encode()) > 95:
+        raise ValueError("accepted: a path of at most 95 bytes")
+    return path
+
+
 class ProxySettings(BaseModel):
     """Everything `keyheat up` can be told; what is None is left to the native module's default."""
 
@@ -28,6 +36,8 @@ class ProxySettings(BaseModel):
 
     upstream: Any
     listen: str = "127.0.0.1:6380"
+    unix_socket: Annotated[Path | None, AfterValidator(_is_short_enough)] = None
+    unix_socket_mode: Annotated[str, Field(pattern="^[1-7][0-7]{2}$")] = "600"
     http: str | None = "127.0.0.1:6381"
     shards: Annotated[int, Field(ge=0, le=1024)] = 0
     max_staleness_ms: Annotated[int, Field(ge=0, le=600_000), AfterValidator(_is_staleness)] = 100
@@ -47,7 +57,7 @@ class ProxySettings(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """As the native module takes it."""
-        whole = self.model_dump(exclude={"rules", "upstream"}, exclude_none=True)
+        whole = self.model_dump(mode="json", exclude={"rules", "upstream"}, exclude_none=True)
         rules = None if self.rules is None else [rule.to_json() for rule in self.rules]
         return whole | {"http": self.http, "rules": rules, "upstream": upstream_json(self.upstream)}
 

@@ -9,7 +9,8 @@ use std::collections::VecDeque;
 
 use keyheat_resp::request::RequestParser;
 use keyheat_resp::Protocol;
-use mio::net::TcpStream;
+
+use crate::stream::Stream;
 
 /// A busy client keeps this much of its output buffer: to grow it anew for every batch of larger
 /// replies costs more than the replies do.
@@ -52,7 +53,7 @@ pub(super) enum Transaction {
 
 /// Everything that is kept of a client.
 pub(super) struct Client {
-    pub stream: TcpStream,
+    pub stream: Stream,
     pub generation: u32,
     pub id: u64,
     pub peer: String,
@@ -118,7 +119,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub fn new(stream: TcpStream, generation: u32, id: u64, peer: String) -> Self {
+    pub fn new(stream: Stream, generation: u32, id: u64, peer: String) -> Self {
         Self {
             stream,
             generation,
@@ -353,7 +354,8 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         stream.set_nonblocking(true).unwrap();
-        Client::new(TcpStream::from_std(stream), 0, 1, String::new())
+        let stream = Stream::Tcp(mio::net::TcpStream::from_std(stream));
+        Client::new(stream, 0, 1, String::new())
     }
 
     #[test]

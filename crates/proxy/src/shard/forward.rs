@@ -400,7 +400,7 @@ impl Shard {
 }
 
 /// A peer that has gone without a word is noticed a quarter of a minute after that silence.
-pub(super) fn keep_alive<'a, S>(stream: &'a S, silence: Duration)
+pub(crate) fn keep_alive<'a, S>(stream: &'a S, silence: Duration)
 where
     socket2::SockRef<'a>: From<&'a S>,
 {

@@ -56,7 +56,6 @@ use keyheat_core::window::{Totals, Window};
 use keyheat_core::Nanos;
 use keyheat_resp::request::RequestParser;
 use keyheat_resp::Protocol;
-use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
@@ -64,9 +63,11 @@ use crate::control::ToControl;
 use crate::hotview::HotView;
 use crate::settings::Settings;
 use crate::stats::ShardStats;
+use crate::stream::Stream;
 use crate::topology::Topology;
 use client::{Client, ClientId};
 use fill::Fill;
+pub(crate) use forward::keep_alive;
 use gather::Gather;
 use jobs::Job;
 use keyheat_net::clock::{self, MS, SEC};
@@ -91,7 +92,7 @@ const KIND_UPSTREAM: usize = 2;
 /// What a shard is told.
 pub(crate) enum ToShard {
     /// A new client.
-    Client(std::net::TcpStream, String),
+    Client(Stream, String),
     /// The upstream looks like this now.
     Topology(Arc<Topology>),
     /// The upstream could not be looked at.
@@ -432,14 +433,14 @@ impl Shard {
         }
     }
 
-    fn accept(&mut self, stream: std::net::TcpStream, peer: String) {
+    fn accept(&mut self, stream: Stream, peer: String) {
         if self.is_draining {
             return;
         }
-        forward::keep_alive(&stream, CLIENT_KEEP_ALIVE);
+        stream.prepare(CLIENT_KEEP_ALIVE);
         self.generation = self.generation.wrapping_add(1);
         let id = self.next_client_id.fetch_add(1, Relaxed);
-        let mut client = Client::new(TcpStream::from_std(stream), self.generation, id, peer);
+        let mut client = Client::new(stream, self.generation, id, peer);
         client.db = self.settings.upstream.db;
         client.is_authenticated = self.settings.upstream.password.is_none();
         client.parser = RequestParser::new(serve::limits_of(&client));

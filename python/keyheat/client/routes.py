@@ -274,9 +274,6 @@ class AioRoutes(Routes):
         """As `Routes.start`; in a running loop."""
         self._ticker.start()
 
-    def abandon(self) -> None:
-        """As `SyncRoutes.abandon`."""
-
     async def aclose(self) -> None:
         """As `SyncRoutes.close`."""
         if self._loop is not asyncio.get_running_loop():

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from keyheat.errors import ConfigError
@@ -150,14 +151,15 @@ class ClientSettings:
         """The wait in seconds."""
         return seconds("coalesce_wait", self.coalesce_wait)
 
-    @property
+    @cached_property
     def routing(self) -> frozenset[str]:
         """What else has a say in each command: `copies`, `replica_reads`, `allowlist`, `breaker`."""
-        plans = {remedy for rule in self.rules_in_force() or [] for remedy in rule.plan}
+        plans = {remedy for rule in self.rules_in_force or [] for remedy in rule.plan}
         routed = plans & {"copies", "replica_reads"}
         beside = {"allowlist": self.allowlist, "breaker": self.node_breaker}
         return frozenset(routed | {name for name, given in beside.items() if given is not None})
 
+    @cached_property
     def rules_in_force(self) -> "list[Rule] | None":
         """The rules with their plans; `None` is the default rule with its own.
 
@@ -177,7 +179,7 @@ class ClientSettings:
         Raises:
             ConfigError: A rule is refused.
         """
-        rules = self.rules_in_force()
+        rules = self.rules_in_force
         return json.dumps(
             {
                 "max_staleness_ms": self.max_staleness_ms,

@@ -19,6 +19,11 @@ from typing import Any, Final, TypeAlias
 Client: TypeAlias = Any
 Reply: TypeAlias = Any
 
+# Deletes a key if it still holds this value.
+DELETE_IF: Final = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
 _LOOK_EVERY_S: Final = 0.5
 _NOT_NOW: Final = frozenset({"ReadOnlyError", "ClusterDownError", "TryAgainError", "AskError", "MovedError"})
 _NOT_NOW_CODES: Final = frozenset({"NOREPLICAS", "BUSY"})
@@ -70,9 +75,8 @@ class Batch:
             replies = [error]
             raise
         finally:
-            if _has_to_look(client, replies):
-                with contextlib.suppress(Exception):
-                    client.nodes_manager.initialize()
+            if any(is_connection_error(reply) for reply in replies):
+                Relearn(client).run()
         return replies
 
     async def run_async(self) -> list[Reply]:
@@ -87,9 +91,8 @@ class Batch:
             replies = [error]
             raise
         finally:
-            if _has_to_look(client, replies):
-                with contextlib.suppress(Exception):
-                    await client.nodes_manager.initialize()
+            if any(is_connection_error(reply) for reply in replies):
+                await Relearn(client).run_async()
         return replies
 
     def _fill(self, pipe: Client) -> None:
@@ -170,16 +173,12 @@ def _connection_of(pool: Any) -> Any:
         return pool.get_connection("EVAL")
 
 
-def _has_to_look(client: Client, replies: list[Any]) -> bool:
+def _may_look(client: Client) -> bool:
     """Whether a Cluster's client should learn its topology anew.
 
     Its single commands do that when a node is gone; its pipelines, asked not to raise, keep sending
     to a dead node for good.
     """
-    return any(is_connection_error(reply) for reply in replies) and _may_look(client)
-
-
-def _may_look(client: Client) -> bool:
     if not is_cluster(client):
         return False
     now = time.monotonic()

@@ -34,6 +34,7 @@ from keyheat.errors import ConfigError, UpstreamUnreachableError
 from keyheat.mitigate import _checks as checks
 from keyheat.mitigate import own_keys
 from keyheat.mitigate._commands import (
+    DELETE_IF,
     Batch,
     Client,
     Command,
@@ -44,7 +45,7 @@ from keyheat.mitigate._commands import (
     is_connection_error,
     is_moved,
 )
-from keyheat.mitigate._copies_scripts import DELETE_IF, FENCE, LEASE, MOVE, PLACE
+from keyheat.mitigate._copies_scripts import FENCE, LEASE, MOVE, PLACE
 from keyheat.mitigate._node_clients import NodeClient, NodeClients, has_own_decoding
 from keyheat.mitigate._placement import (
     primaries_of,

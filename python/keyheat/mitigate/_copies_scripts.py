@@ -61,7 +61,3 @@ redis.call('PEXPIRE', KEYS[2], ARGV[2])
 return 1
 """
 # value -> 1 deleted | 0 it holds another. KEYS: the key.
-DELETE_IF: Final = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
-"""

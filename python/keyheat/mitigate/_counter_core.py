@@ -23,6 +23,7 @@ from keyheat.errors import ConfigError
 from keyheat.mitigate import _checks as checks
 from keyheat.mitigate import own_keys
 from keyheat.mitigate._commands import (
+    DELETE_IF,
     Batch,
     Client,
     Command,
@@ -60,10 +61,6 @@ moving = ARGV[1] .. '|' .. value
 redis.call('SET', KEYS[2], moving)
 redis.call('DEL', KEYS[1])
 return moving
-"""
-_DELETE_IF: Final = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
 """
 
 
@@ -347,7 +344,7 @@ class CounterCore:
             return  # another process is at it
         for shard in range(self.settings.shards):
             yield from self._fold_one(shard)
-        yield Command(self._client, ("EVAL", _DELETE_IF, 1, lease, name))
+        yield Command(self._client, ("EVAL", DELETE_IF, 1, lease, name))
 
     def _fold_one(self, shard: int) -> Steps[None]:
         journal = self._beside(shard, b"f")
@@ -364,7 +361,7 @@ class CounterCore:
         yield Command(
             self._client, ("EVAL", _ADD, 2, self.key, marker, verb, amount, number, keep_ms, self._ttl_ms())
         )
-        yield Command(self._client, ("EVAL", _DELETE_IF, 1, journal, text))
+        yield Command(self._client, ("EVAL", DELETE_IF, 1, journal, text))
 
     def reset_steps(self) -> Steps[None]:
         """Forget what is held and delete every key of the counter."""

@@ -22,14 +22,13 @@ from keyheat.errors import UpstreamUnreachableError
 from keyheat.mitigate import _checks as checks
 from keyheat.mitigate import own_keys
 from keyheat.mitigate._commands import Client, Command, Reply, is_cluster, is_refused_by_server
-from keyheat.mitigate._node_clients import close_of, connect, decoded
+from keyheat.mitigate._node_clients import NodeClient, close_of, connect, decoded
 from keyheat.mitigate._placement import slot_of
 from keyheat.mitigate._reads import REPLICA_READS, verb_of
 from keyheat.mitigate.steps import Steps
 
 _NEVER: Final = float("-inf")
 _HISTORY: Final = 64
-_BACKOFF_MAX_S: Final = 10.0
 _STANDALONE: Final = "primary"
 
 
@@ -90,17 +89,12 @@ class ReplicaReadsStats:
 
 
 @dataclass(slots=True)
-class _Replica:
-    name: str
-    client: Client
+class _Replica(NodeClient):
     confirmed_s: float = _NEVER
-    skip_until_s: float = _NEVER
-    backoff_s: float = 0.0
 
     def failed(self, now_s: float, first_s: float) -> None:
         self.confirmed_s = _NEVER
-        self.backoff_s = min(_BACKOFF_MAX_S, max(first_s, 2 * self.backoff_s))
-        self.skip_until_s = now_s + self.backoff_s
+        NodeClient.failed(self, now_s, first_s)  # a dataclass with slots is not the class `super()` means
 
 
 @dataclass(slots=True)
@@ -277,7 +271,7 @@ class ReplicaCore:
             self.stats.poll_failures += 1
             replica.failed(self._clock(), self.settings.poll_interval_ms / 1000)
             return
-        replica.backoff_s = 0.0
+        replica.answered()
         if _text(role[0]) != "slave" or _text(role[3]) != "connected":
             replica.confirmed_s = _NEVER
             return

@@ -62,7 +62,7 @@ pub type ByHash<V> = hashbrown::HashMap<u64, V, BuildHasherDefault<HashOfHash>>;
 
 /// Carries every bit of `value` into both the high and the low bits.
 #[inline]
-pub(crate) fn spread(value: u64) -> u64 {
+pub fn spread(value: u64) -> u64 {
     let product = u128::from(value ^ 0xa076_1d64_78bd_642f) * u128::from(0x9e37_79b9_7f4a_7c15_u64);
     (product >> 64) as u64 ^ product as u64
 }

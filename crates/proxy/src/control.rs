@@ -36,6 +36,9 @@ const POLL_TIMEOUT: Duration = Duration::from_millis(50);
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Least time between two looks.
 const LOOK_MIN: Duration = Duration::from_millis(50);
+/// After something went wrong upstream: looks are this close together, for so long.
+const LOOK_EAGER: Duration = Duration::from_millis(200);
+const EAGER_FOR: Duration = Duration::from_secs(10);
 /// Longest time between two looks while none succeeds.
 const LOOK_RETRY_MAX: Duration = Duration::from_secs(2);
 
@@ -49,6 +52,8 @@ pub(crate) enum ToControl {
     },
     /// The topology may have changed.
     Look,
+    /// A node was named that is not known, by its address.
+    Meet(String),
     /// A look succeeded.
     Topology(Arc<Topology>),
     /// A look failed.
@@ -118,7 +123,7 @@ pub(crate) struct Control {
     shared: Arc<Shared>,
     shards: Vec<ShardHandle>,
     inbox: Receiver<ToControl>,
-    watcher: Sender<()>,
+    watcher: Sender<Option<String>>,
     detector: Detector,
     last_hits: ByHash<u64>,
     last_poll: Instant,
@@ -224,7 +229,10 @@ impl Control {
                 node,
             } => return Some(self.detector.nominate(&key, key_hash, node, clock::now())),
             ToControl::Look => {
-                let _ = self.watcher.send(());
+                let _ = self.watcher.send(None);
+            }
+            ToControl::Meet(address) => {
+                let _ = self.watcher.send(Some(address));
             }
             ToControl::Topology(topology) => self.on_topology(topology),
             ToControl::NoTopology(why) => {
@@ -324,6 +332,7 @@ impl Control {
             let pays = self.pays(key.heat.reads_per_s, key.heat.writes_per_s, was);
             let plan = HotPlan {
                 local_cache: key.plan.local_cache && pays,
+                replica_reads: key.plan.replica_reads,
             };
             plans.insert(key.key_hash, plan);
         }
@@ -385,11 +394,13 @@ fn detector(settings: &Settings) -> Result<Detector, String> {
     Ok(Detector::new(settings.rule_set()?, limits))
 }
 
-fn watch(watcher: &mut Watcher, wanted: &Receiver<()>, control: &Sender<ToControl>) {
+fn watch(watcher: &mut Watcher, wanted: &Receiver<Option<String>>, control: &Sender<ToControl>) {
     let mut retry = LOOK_MIN;
     let mut last_failure = String::new();
+    let mut eager_until = Instant::now();
     loop {
         let looked = Instant::now();
+        let is_eager = looked < eager_until;
         let wait = match watcher.look() {
             Ok(topology) => {
                 if control
@@ -400,7 +411,11 @@ fn watch(watcher: &mut Watcher, wanted: &Receiver<()>, control: &Sender<ToContro
                 }
                 retry = LOOK_MIN;
                 last_failure.clear();
-                LOOK_EVERY
+                if is_eager {
+                    LOOK_EAGER
+                } else {
+                    LOOK_EVERY
+                }
             }
             Err(why) => {
                 if why != last_failure {
@@ -410,16 +425,28 @@ fn watch(watcher: &mut Watcher, wanted: &Receiver<()>, control: &Sender<ToContro
                 if control.send(ToControl::NoTopology(why)).is_err() {
                     return;
                 }
-                retry = (retry * 2).min(LOOK_RETRY_MAX);
+                let most = if is_eager { LOOK_EAGER } else { LOOK_RETRY_MAX };
+                retry = (retry * 2).min(most);
                 retry
             }
         };
         // Requests for a look are gathered, and never make more than one in `LOOK_MIN`.
         match wanted.recv_timeout(wait) {
-            Ok(()) => {
+            Ok(named) => {
+                let mut named = named;
+                // A failover takes the servers a while: the look that shows it is one of the next.
+                eager_until = Instant::now() + EAGER_FOR;
                 let early = LOOK_MIN.saturating_sub(looked.elapsed());
                 std::thread::sleep(early);
-                while wanted.try_recv().is_ok() {}
+                loop {
+                    if let Some(address) = named {
+                        watcher.meet(&address);
+                    }
+                    match wanted.try_recv() {
+                        Ok(next) => named = next,
+                        Err(_) => break,
+                    }
+                }
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,

@@ -7,6 +7,8 @@ use keyheat_core::hash::ByHash;
 pub struct HotPlan {
     /// Its reads may be answered locally.
     pub local_cache: bool,
+    /// Its reads may go to replicas.
+    pub replica_reads: bool,
 }
 
 /// The hot keys now.
@@ -21,6 +23,12 @@ impl HotView {
     #[must_use]
     pub fn contains(&self, key_hash: u64) -> bool {
         self.plans.contains_key(&key_hash)
+    }
+
+    /// Whether a plan sends reads of the key to replicas.
+    #[must_use]
+    pub fn reads_replicas(&self, key_hash: u64) -> bool {
+        self.plans.get(&key_hash).is_some_and(|p| p.replica_reads)
     }
 
     /// Whether reads of the key may be answered locally.

@@ -22,6 +22,7 @@ mod control;
 pub mod hotview;
 mod http;
 mod listen;
+mod own_writes;
 mod parts;
 pub mod settings;
 mod shard;
@@ -45,6 +46,7 @@ use mio::{Poll, Waker};
 
 use control::{Control, ShardHandle, Shared, ToControl};
 use listen::Acceptor;
+use own_writes::WriteTimes;
 use settings::Settings;
 use shard::{Shard, ShardParts, ToShard};
 use stats::ShardStats;
@@ -96,6 +98,7 @@ impl Proxy {
         });
         let (control, control_inbox) = channel();
         let epochs = Arc::new(WriteEpochs::default());
+        let own_writes: Arc<[WriteTimes]> = (0..count).map(|_| WriteTimes::default()).collect();
         let next_client_id = Arc::new(AtomicU64::new(1));
         let hasher = KeyHasher::new(seed());
         let mut threads = Vec::new();
@@ -112,6 +115,7 @@ impl Proxy {
                 control: control.clone(),
                 stats,
                 epochs: Arc::clone(&epochs),
+                own_writes: Arc::clone(&own_writes),
                 hasher,
                 nominator: Nominator::new(&rules, count as u32),
                 next_client_id: Arc::clone(&next_client_id),

@@ -52,6 +52,12 @@ pub struct Settings {
     /// How long what was sent upstream may go unacknowledged before the connection is given up, in
     /// milliseconds (Linux; elsewhere the system's own limit holds).
     pub upstream_timeout_ms: u64,
+    /// Where reads go.
+    pub read_from: ReadFrom,
+    /// Whose writes a read from a replica must see.
+    pub read_your_writes: ReadYourWrites,
+    /// How far behind its primary a replica may be to be read from, in milliseconds; 0 is no bound.
+    pub replica_lag_max_ms: u64,
     /// `error`, `warn`, `info` or `debug`.
     pub log: String,
 }
@@ -60,16 +66,49 @@ pub struct Settings {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct UpstreamSettings {
-    /// `auto` asks the server; `standalone` and `cluster` insist.
+    /// `auto` asks the server; `standalone` and `cluster` insist; with `sentinel` the addresses are Sentinels'.
     pub mode: Mode,
-    /// `host:port` of the server, or of some nodes of the Cluster.
+    /// `host:port` of the server, of several of which one is the primary, of some nodes of the Cluster, or of
+    /// the Sentinels.
     pub addresses: Vec<String>,
+    /// The name under which the Sentinels watch the primary.
+    pub sentinel_service: Option<String>,
+    /// ACL user at the Sentinels.
+    pub sentinel_username: Option<String>,
+    /// Password at the Sentinels; none is shown to them if absent.
+    pub sentinel_password: Option<String>,
     /// The database that a client starts in.
     pub db: u32,
     /// ACL user of the proxy's own account.
     pub username: Option<String>,
     /// Password of the proxy's own account. Clients must then authenticate with the same.
     pub password: Option<String>,
+}
+
+/// Where reads go. Writes, and all that belongs to a transaction or a watch, go to primaries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReadFrom {
+    /// To primaries; to replicas only what a rule's plan sends there.
+    Primary,
+    /// To replicas, and to the primary where none is fit.
+    PreferReplica,
+    /// To replicas only; where none is fit, an error.
+    Replica,
+    /// Those of hot keys as with `prefer-replica`, others to primaries.
+    HotOnly,
+}
+
+/// Whose writes a read from a replica must see, once they have been answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReadYourWrites {
+    /// Nobody's.
+    None,
+    /// Those of the same connection.
+    Connection,
+    /// Those that went through this proxy.
+    Proxy,
 }
 
 /// What kind of deployment the upstream is.
@@ -82,6 +121,8 @@ pub enum Mode {
     Standalone,
     /// A Cluster.
     Cluster,
+    /// A primary that Sentinels watch: the addresses are theirs.
+    Sentinel,
 }
 
 impl Default for Settings {
@@ -106,6 +147,9 @@ impl Default for Settings {
             clients_max: 10_000,
             connect_timeout_ms: 1_000,
             upstream_timeout_ms: 30_000,
+            read_from: ReadFrom::Primary,
+            read_your_writes: ReadYourWrites::Connection,
+            replica_lag_max_ms: 1_000,
             log: "info".into(),
         }
     }
@@ -116,6 +160,9 @@ impl Default for UpstreamSettings {
         Self {
             mode: Mode::Auto,
             addresses: vec!["127.0.0.1:6379".into()],
+            sentinel_service: None,
+            sentinel_username: None,
+            sentinel_password: None,
             db: 0,
             username: None,
             password: None,
@@ -137,6 +184,9 @@ impl Settings {
     fn check(&self) -> Result<(), String> {
         if self.upstream.addresses.is_empty() {
             return Err("upstream.addresses: name at least one host:port".into());
+        }
+        if (self.upstream.mode == Mode::Sentinel) != self.upstream.sentinel_service.is_some() {
+            return Err("upstream.sentinel_service: with mode sentinel, and only then".into());
         }
         for (name, value) in [
             ("cache_bytes", self.cache_bytes),
@@ -163,6 +213,9 @@ impl Settings {
         }
         if !(1_000..=600_000).contains(&self.upstream_timeout_ms) {
             return Err("upstream_timeout_ms: 1000 to 600000".into());
+        }
+        if self.replica_lag_max_ms != 0 && !(50..=600_000).contains(&self.replica_lag_max_ms) {
+            return Err("replica_lag_max_ms: 0 (no bound) or 50 to 600000".into());
         }
         if !["error", "warn", "info", "debug"].contains(&self.log.as_str()) {
             return Err("log: error, warn, info or debug".into());
@@ -191,14 +244,21 @@ impl Settings {
             return Ok(RuleSet::default());
         };
         let set = spec::rule_set(rules)?;
-        let is_unknown = |rule: &&Rule| rule.plan.copies || rule.plan.replica_reads;
+        let is_unknown = |rule: &&Rule| rule.plan.copies;
         match set.rules().iter().find(is_unknown) {
             Some(rule) => Err(format!(
-                "rule {:?}: plan: accepted in a proxy: local_cache, coalesce",
+                "rule {:?}: plan: accepted in a proxy: local_cache, coalesce, replica_reads",
                 rule.name
             )),
             None => Ok(set),
         }
+    }
+
+    /// Whether any read may go to a replica.
+    #[must_use]
+    pub fn reads_replicas(&self) -> bool {
+        let has_plan = |set: RuleSet| set.rules().iter().any(|rule| rule.plan.replica_reads);
+        self.read_from != ReadFrom::Primary || self.rule_set().is_ok_and(has_plan)
     }
 
     /// How a shard counts: with a table as large as the rules ask for.

@@ -76,6 +76,8 @@ stats! {
     Counter lapsed "Hot reads sent upstream because the proof of freshness had lapsed."
     Counter hot_reads_upstream "Hot reads sent upstream for any reason (fills, joins excluded)."
     Counter forwarded "Requests sent upstream."
+    Counter replica_reads "Reads sent to a replica."
+    Counter replica_reads_again "Reads sent to the primary because a replica did not answer them."
     Counter redirects "MOVED and ASK answers followed."
     Counter upstream_errors "Requests answered with an error of the proxy because an upstream failed."
     Counter refused "Requests refused because they are not supported."

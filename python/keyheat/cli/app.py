@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 
 _JSON = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-_URL_FORM = "redis://[user:password@]host[:port][,host[:port]…][/db]"
+_URL_FORM = "redis://[user:password@]host[:port][,host[:port]…][/db], redis+sentinel://…/service[/db]"
 
 
 def _show_version(is_asked: bool) -> None:
@@ -115,6 +115,19 @@ def up(
     connect_timeout: Annotated[
         int | None, typer.Option(metavar="MS", min=1, help="How long connecting to a node may take.")
     ] = None,
+    read_from: Annotated[
+        str, typer.Option(metavar="WHERE", help="primary, prefer-replica, replica or hot-only.")
+    ] = "primary",
+    read_your_writes: Annotated[
+        str,
+        typer.Option(
+            metavar="WHOSE", help="Whose writes a read from a replica shows: none, connection or proxy."
+        ),
+    ] = "connection",
+    replica_lag_max: Annotated[
+        int,
+        typer.Option(metavar="MS", min=0, help="How far behind a replica may be to be read from; 0: any."),
+    ] = 1000,
     redact_keys: Annotated[bool, typer.Option("--redact-keys", help="Show hashes in place of keys.")] = False,
     drain_timeout: Annotated[
         float, typer.Option(metavar="S", min=0, help="How long to finish what is in flight at the end.")
@@ -137,6 +150,9 @@ def up(
         proxy={
             "unix_socket": unix_socket,
             "unix_socket_mode": unix_socket_mode,
+            "read_from": read_from,
+            "read_your_writes": read_your_writes,
+            "replica_lag_max_ms": replica_lag_max,
             "max_staleness_ms": max_staleness,
             "local_cache": not no_cache,
             "shards": shards,

@@ -14,11 +14,19 @@ from keyheat.proxy.url import UpstreamUrl
 
 # A heartbeat several times within the bound must still be possible.
 _LEAST_STALENESS_MS: Final = 5
+# Replicas are asked how far they are ten times a second.
+_LEAST_LAG_MS: Final = 50
 
 
 def _is_staleness(value: int) -> int:
     if 0 < value < _LEAST_STALENESS_MS:
         raise ValueError("accepted: 0 (no local answers), or 5 to 600000")
+    return value
+
+
+def _is_lag(value: int) -> int:
+    if 0 < value < _LEAST_LAG_MS:
+        raise ValueError("accepted: 0 (no bound), or 50 to 600000")
     return value
 
 
@@ -50,6 +58,11 @@ class ProxySettings(BaseModel):
     hot_keys_max: Annotated[int, Field(gt=0)] | None = None
     connect_timeout_ms: Annotated[int, Field(gt=0)] | None = None
     upstream_timeout_ms: Annotated[int, Field(ge=1_000, le=600_000)] | None = None
+    read_from: Literal["primary", "prefer-replica", "replica", "hot-only"] = "primary"
+    read_your_writes: Literal["none", "connection", "proxy"] = "connection"
+    replica_lag_max_ms: Annotated[int, Field(ge=0, le=600_000), AfterValidator(_is_lag)] = 1_000
+    sentinel_username: str | None = None
+    sentinel_password: Annotated[str | None, Field(repr=False)] = None
     redact_keys: bool = False
     buffers_max_bytes: Annotated[int, Field(gt=0)] | None = None
     clients_max: Annotated[int, Field(gt=0)] | None = None
@@ -57,15 +70,21 @@ class ProxySettings(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """As the native module takes it."""
-        whole = self.model_dump(mode="json", exclude={"rules", "upstream"}, exclude_none=True)
+        elsewhere = {"rules", "upstream", "sentinel_username", "sentinel_password"}
+        whole = self.model_dump(mode="json", exclude=elsewhere, exclude_none=True)
         rules = None if self.rules is None else [rule.to_json() for rule in self.rules]
-        return whole | {"http": self.http, "rules": rules, "upstream": upstream_json(self.upstream)}
+        upstream = upstream_json(self.upstream) | {
+            "sentinel_username": self.sentinel_username,
+            "sentinel_password": self.sentinel_password,
+        }
+        return whole | {"http": self.http, "rules": rules, "upstream": upstream}
 
 
 def upstream_json(url: UpstreamUrl) -> dict[str, Any]:
     """A parsed URL as the native module takes it."""
     return {
-        "mode": "auto",
+        "mode": "sentinel" if url.sentinel_service else "auto",
+        "sentinel_service": url.sentinel_service,
         "addresses": list(url.addresses),
         "db": url.db,
         "username": url.username,

@@ -1,4 +1,4 @@
-"""Where Redis is: `redis://user:password@host:port/db`, several hosts for the seeds of a Cluster."""
+"""Where Redis is: `redis://user:password@host:port/db`, or `redis+sentinel://host:port/service`."""
 
 from dataclasses import dataclass, field
 from typing import Final
@@ -7,7 +7,9 @@ from urllib.parse import unquote
 from keyheat.errors import ConfigError
 
 DEFAULT_PORT: Final = 6379
+DEFAULT_SENTINEL_PORT: Final = 26379
 _SCHEMES: Final = ("redis", "valkey")
+_SENTINEL_SCHEMES: Final = ("redis+sentinel", "valkey+sentinel")
 _FORM: Final = "redis://[user:password@]host[:port][,host[:port]…][/db]"
 
 
@@ -19,6 +21,7 @@ class UpstreamUrl:
     db: int = 0
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    sentinel_service: str | None = None
 
     @property
     def host(self) -> str:
@@ -32,7 +35,10 @@ class UpstreamUrl:
 
     def __str__(self) -> str:
         user = f"{self.username or ''}:***@" if self.password else ""
-        return f"redis://{user}{','.join(self.addresses)}" + (f"/{self.db}" if self.db else "")
+        scheme, path = ("redis", "")
+        if self.sentinel_service:
+            scheme, path = ("redis+sentinel", f"/{self.sentinel_service}")
+        return f"{scheme}://{user}{','.join(self.addresses)}{path}" + (f"/{self.db}" if self.db else "")
 
 
 def parse_url(text: str) -> UpstreamUrl:
@@ -51,23 +57,36 @@ def parse_url(text: str) -> UpstreamUrl:
         )
     if scheme.lower() == "unix":
         raise ConfigError("unix:// sockets are not supported yet: use redis://host:port")
-    if scheme.lower() not in _SCHEMES:
-        raise ConfigError(f"the URL starts with {scheme!r}://; accepted: redis://, valkey:// ({_FORM})")
+    is_sentinel = scheme.lower() in _SENTINEL_SCHEMES
+    if scheme.lower() not in _SCHEMES and not is_sentinel:
+        raise ConfigError(
+            f"the URL starts with {scheme!r}://; accepted: redis://, valkey://, redis+sentinel:// ({_FORM})"
+        )
     rest, _, query = rest.partition("?")
     if query:
         raise ConfigError(f"options after '?' in the URL are not supported; accepted: {_FORM}")
     credentials, _, hosts = rest.rpartition("@")
     hosts, _, db = hosts.partition("/")
+    service = None
+    if is_sentinel:
+        service, _, db = db.partition("/")
+        if not service:
+            raise ConfigError(
+                "the URL does not name the service the Sentinels watch; accepted: "
+                "redis+sentinel://[user:password@]host[:port][,host[:port]…]/service[/db]"
+            )
     username, colon, password = credentials.partition(":")
     if credentials and not colon:
         raise ConfigError(
             f"a user without a password in the URL; accepted: {_FORM} (':password@' for the default user)"
         )
+    port = DEFAULT_SENTINEL_PORT if is_sentinel else DEFAULT_PORT
     return UpstreamUrl(
-        addresses=tuple(parse_address(host) for host in hosts.split(",")),
+        addresses=tuple(parse_address(host, port) for host in hosts.split(",")),
         db=_db(db),
         username=unquote(username) or None,
         password=unquote(password) or None,
+        sentinel_service=unquote(service) if service else None,
     )
 
 

@@ -23,6 +23,10 @@ const BACKOFF_MAX: Nanos = 2 * SEC;
 const UPSTREAM_KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How long a node may take to answer HELLO, AUTH and the like.
 const SETUP_MAX: Nanos = 5 * SEC;
+/// A node that is no primary any more may answer so long what it was asked as one.
+const DEMOTED_GRACE: Nanos = 300 * MS;
+/// After this long without an answer the topology is looked at.
+const SLOW: Nanos = 500 * MS;
 /// Idle connections kept per node for requests that need one of their own.
 const IDLE_MAX: usize = 16;
 
@@ -165,6 +169,7 @@ impl Shard {
     fn set_up(&mut self, index: u32) {
         let account = self.settings.upstream.clone();
         let has_resp3 = self.topology.as_ref().is_some_and(|t| t.server.has_resp3);
+        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
         let now = self.now;
         let up = &mut self.upstreams[index as usize];
         let mut step = |args: &[&[u8]], step: Step| {
@@ -193,6 +198,9 @@ impl Shard {
         if has_resp3 {
             // An old server without it would be asked in vain; the name is for CLIENT LIST only.
             step(&[b"CLIENT", b"SETNAME", b"keyheat"], Step::Name);
+        }
+        if up.role == Role::Reader && is_cluster {
+            step(&[b"READONLY"], Step::ReadOnly);
         }
         if up.role == Role::Tracking {
             step(&[b"CLIENT", b"TRACKING", b"ON"], Step::Tracking);
@@ -256,7 +264,11 @@ impl Shard {
         let name = self.node_name(up.node).to_owned();
         let state = &mut self.nodes[up.node as usize];
         state.shared.retain(|(_, _, i)| *i != index);
+        state.readers.retain(|(_, _, i)| *i != index);
         state.idle.retain(|i| *i != index);
+        if up.role == Role::Reader {
+            self.forget_replica(up.node);
+        }
         if up.role == Role::Tracking {
             self.on_tracking_lost(up.node, why);
         } else if up.stage != Stage::Ready {
@@ -287,14 +299,21 @@ impl Shard {
                 &unknown
             };
             // A reply that was passed on in part cannot be taken back: its client is cut.
-            if is_first && up.streamed > 0 {
+            let is_cut = is_first && up.streamed > 0;
+            if pending.owner == Owner::Replication {
+                self.forget_question(up.node);
+            }
+            if is_cut {
                 if let Owner::Client(ticket) = pending.owner {
                     self.close_client(ticket.client);
                 }
             }
             is_first = false;
             let frame = up.out.get(range).unwrap_or_default().to_vec();
-            self.settle_access(&pending, up.node, 0, &frame);
+            if up.role == Role::Reader && !is_cut && self.read_from_primary(&pending, &frame) {
+                continue;
+            }
+            self.settle_access(&pending, up.primary, 0, &frame);
             self.stats.upstream_errors.add(1);
             let mut error = Vec::new();
             encode::error(&mut error, text);
@@ -336,7 +355,15 @@ impl Shard {
             .filter(|(_, n)| !n.is_primary)
             .map(|(i, _)| i as u32)
             .collect();
+        let topology_primaries = topology.primaries.clone();
         self.topology = Some(topology);
+        for state in &mut self.nodes {
+            state.demoted_at.get_or_insert(self.now);
+        }
+        for primary in topology_primaries {
+            self.nodes[primary as usize].demoted_at = None;
+        }
+        self.leave_replicas();
         for node in gone {
             self.unrefuse(node);
             if let Some(index) = self.nodes[node as usize].tracking {
@@ -357,14 +384,46 @@ impl Shard {
                 Stage::Connecting => self.now > u.opened_at + limit,
                 // The node is there; a busy one may take its time.
                 Stage::Setup => self.now > u.opened_at + limit.max(SETUP_MAX),
-                Stage::Ready => self.is_hung(u),
+                Stage::Ready => self.is_hung(u) || self.is_left_behind(u) || self.is_mute(u),
             })
             .map(|(i, _)| i as u32)
             .collect();
         for index in late {
             self.close_upstream(index, "it did not answer in time");
         }
+        if self.upstreams.iter().any(|(_, u)| self.is_slow(u)) {
+            self.want_look();
+        }
         self.open_tracking();
+    }
+
+    /// Whether a connection leads to a node that has ceased to be a primary, and what was asked of it as one
+    /// will not be answered any more: one that hangs never says so itself.
+    fn is_left_behind(&self, up: &Upstream) -> bool {
+        let Some(since) = self.nodes[up.node as usize].demoted_at else {
+            return false;
+        };
+        let is_settling = self.now < since + DEMOTED_GRACE;
+        if is_settling && !self.is_slow(up) {
+            return false;
+        }
+        // A node that takes over its first slot is no primary yet, and is asked all the same.
+        let is_old = up.pending.front().is_some_and(|p| p.sent_at <= since);
+        let is_replica = || {
+            let topology = self.topology.as_ref();
+            topology.is_some_and(|t| t.primary_of(up.node).is_some())
+        };
+        match up.role {
+            Role::Shared | Role::Pinned(_) => is_old || is_replica(),
+            Role::Subscriber(_) => true,
+            Role::Reader | Role::Tracking => false,
+        }
+    }
+
+    /// Whether what all clients share has been waiting for long: the node may be down without a word.
+    fn is_slow(&self, up: &Upstream) -> bool {
+        let oldest = up.pending.front().map_or(self.now, |p| p.sent_at);
+        up.role == Role::Shared && self.now.saturating_sub(oldest) > SLOW
     }
 
     fn open_tracking(&mut self) {

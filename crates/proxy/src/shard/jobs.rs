@@ -13,6 +13,7 @@ use super::client::{ClientId, Ticket};
 use super::serve::{writes, Flow, Request};
 use super::upstream::{Owner, Pending, Role};
 use super::Shard;
+use crate::settings::ReadFrom;
 
 /// Cursors of SCAN carry the node's place in their last digits.
 const SCAN_NODES: u64 = 1024;
@@ -70,6 +71,7 @@ impl Shard {
             args.extend((i..i + step).map(|j| request.arg(j)));
         }
         let mut sends = Vec::with_capacity(parts.len());
+        let is_write = writes(command);
         for (slot, args) in parts {
             let node = match self.owner(slot) {
                 Ok(node) => node,
@@ -80,7 +82,17 @@ impl Shard {
             if args.len() > 1 + step {
                 flags |= Pending::MANY_KEYS;
             }
-            if writes(command) {
+            let mut node = node;
+            if !is_write && self.may_ask_replica(key_hash) {
+                match self.replica_for_part(id, &args[1..], node) {
+                    Some(replica) => node = replica,
+                    None if self.settings.read_from == ReadFrom::Replica => {
+                        return self.refuse_without_replica(id, node)
+                    }
+                    None => {}
+                }
+            }
+            if is_write {
                 flags |= Pending::WRITE;
                 for key in args[1..].iter().step_by(step) {
                     self.epochs.bump(self.hasher.hash(key));
@@ -192,10 +204,17 @@ impl Shard {
         }) as u32;
         for (part, (node, frame, key_hash, flags)) in sends.into_iter().enumerate() {
             let part = part as u32;
-            let opened = if is_beside {
-                self.open(node, Role::Pinned(None), protocol, db)
-            } else {
-                self.shared(node, protocol, db)
+            let opened = match self.topology.as_ref().and_then(|t| t.primary_of(node)) {
+                _ if is_beside => self.open(node, Role::Pinned(None), protocol, db),
+                None => self.shared(node, protocol, db),
+                Some(primary) => {
+                    // A write behind it must not overtake it.
+                    if let Some(client) = self.client(id) {
+                        client.note_fill(seq);
+                    }
+                    self.stats.replica_reads.add(1);
+                    self.reader(node, primary, protocol, db)
+                }
             };
             match opened {
                 Ok(index) => {

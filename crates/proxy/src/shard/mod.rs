@@ -20,6 +20,7 @@
 //! - `replies`: replies in
 //! - `jobs`: requests split over nodes
 //! - `fill`: the local cache; `tracking`: invalidations and heartbeats
+//! - `replicas`: reads from replicas
 //! - `count`: accesses counted, keys nominated
 //! - `bounds`: clients that are let go
 //! - `gather`: how many requests go upstream in one write
@@ -34,6 +35,7 @@ mod gather;
 mod jobs;
 mod locals;
 mod redirect;
+mod replicas;
 mod replies;
 mod serve;
 mod session;
@@ -61,6 +63,7 @@ use slab::Slab;
 
 use crate::control::ToControl;
 use crate::hotview::HotView;
+use crate::own_writes::WriteTimes;
 use crate::settings::Settings;
 use crate::stats::ShardStats;
 use crate::stream::Stream;
@@ -131,6 +134,7 @@ pub(crate) struct ShardParts {
     pub control: Sender<ToControl>,
     pub stats: Arc<ShardStats>,
     pub epochs: Arc<WriteEpochs>,
+    pub own_writes: Arc<[WriteTimes]>,
     pub hasher: KeyHasher,
     pub nominator: Nominator,
     pub next_client_id: Arc<std::sync::atomic::AtomicU64>,
@@ -140,6 +144,10 @@ pub(crate) struct ShardParts {
 #[derive(Default)]
 struct NodeState {
     shared: Vec<(Protocol, u32, u32)>,
+    readers: Vec<(Protocol, u32, u32)>,
+    replication: replicas::Replication,
+    /// When it ceased to be a primary.
+    demoted_at: Option<Nanos>,
     idle: Vec<u32>,
     tracking: Option<u32>,
     /// Nothing is sent there before this, after a failure.
@@ -207,6 +215,11 @@ pub(crate) struct Shard {
     cache: LocalCache,
     cache_on: bool,
     epochs: Arc<WriteEpochs>,
+    own_writes: Arc<[WriteTimes]>,
+    /// Whether replicas are asked how far they are, and whether reads go to them.
+    asks_replicas: bool,
+    replicas_on: bool,
+    random: u64,
     fills: ByHash<Fill>,
     fill_of: ByHash<u64>,
     next_fill: u64,
@@ -277,6 +290,10 @@ impl Shard {
             cache: LocalCache::new(cache, Arc::clone(&parts.epochs)),
             cache_on: s.local_cache && s.may_cache(),
             epochs: parts.epochs,
+            own_writes: parts.own_writes,
+            asks_replicas: s.reads_replicas(),
+            replicas_on: s.reads_replicas(),
+            random: clock::now() | 1,
             fills: ByHash::default(),
             fill_of: ByHash::default(),
             next_fill: 0,
@@ -590,6 +607,7 @@ impl Shard {
             .tune_check_steps(self.now, |node| nominator.check_steps(node, window));
         self.not_worth.retain(|_, until| *until > self.now);
         self.look_after_upstreams();
+        self.look_at_replicas();
         self.expire_parked();
         self.stats.cache_bytes.set(self.cache.bytes() as i64);
         self.stats.cache_entries.set(self.cache.len() as i64);

@@ -8,6 +8,7 @@ use keyheat_resp::{encode, Protocol};
 
 use super::upstream::{Owner, Pending};
 use super::{Parked, Shard};
+use crate::control::ToControl;
 use keyheat_net::clock::SEC;
 
 /// Most times one request is sent on.
@@ -40,7 +41,8 @@ impl Shard {
         let mut pending = *pending;
         pending.redirects += 1;
         let Some(node) = self.node_named(&address) else {
-            self.want_look();
+            // It may own no slot yet, and so be in nobody's list.
+            let _ = self.control.send(ToControl::Meet(address));
             self.parked.push(Parked {
                 until: self.now + PARK,
                 frame: frame.to_vec(),

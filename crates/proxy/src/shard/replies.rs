@@ -139,7 +139,7 @@ impl Shard {
         if let (Some(Owner::Client(ticket)), false, true) = (
             front.map(|p| p.owner),
             is_push,
-            matches!(up.role, Role::Shared | Role::Pinned(_)),
+            matches!(up.role, Role::Shared | Role::Reader | Role::Pinned(_)),
         ) {
             up.streamed += piece.len() as u64;
             let total = up.streamed;
@@ -158,7 +158,7 @@ impl Shard {
 
     fn finish_streamed(&mut self, index: u32, total: u64) {
         let up = &mut self.upstreams[index as usize];
-        let node = up.node;
+        let node = up.primary;
         let Some((pending, range)) = up.pop() else {
             return;
         };
@@ -194,7 +194,7 @@ impl Shard {
             }
             return;
         }
-        let node = up.node;
+        let (node, role, primary) = (up.node, up.role, up.primary);
         let Some((pending, range)) = up.pop() else {
             return self.close_upstream(index, "it answered what was not asked");
         };
@@ -207,6 +207,9 @@ impl Shard {
         let is_error = frame[0] == b'-';
         if let (Owner::Client(ticket), false) = (pending.owner, is_error) {
             self.settle_in_place(index, &pending, range, frame.len() as u64);
+            if role == Role::Reader {
+                self.note_latency(node, pending.sent_at);
+            }
             self.pass_on(ticket.client, ticket.seq, frame, true);
             if pending.has(Pending::RELEASES) {
                 self.on_session_reply(&pending, frame);
@@ -219,16 +222,29 @@ impl Shard {
         if let Owner::Beat { is_role, is_last } = pending.owner {
             return self.on_beat(index, &pending, is_role, is_last, frame);
         }
-        let role = up.role;
+        if pending.owner == Owner::Replication {
+            return self.on_replication(node, pending.sent_at, frame);
+        }
         let request = up.out.get(range).unwrap_or_default().to_vec();
         if is_error {
-            if role != Role::Shared {
+            if role == Role::Reader {
+                let is_moved = frame.starts_with(b"-MOVED");
+                if is_moved {
+                    self.want_look();
+                }
+                if super::replicas::is_unfit(frame) && self.read_from_primary(&pending, &request) {
+                    return;
+                }
+            } else if role != Role::Shared {
                 self.learn(&pending, node, frame);
             } else if self.follow(&pending, node, &request, frame) {
                 return;
             }
         }
-        self.settle_access(&pending, node, frame.len() as u64, &request);
+        if is_error && is_about_the_node(frame) {
+            self.want_look();
+        }
+        self.settle_access(&pending, primary, frame.len() as u64, &request);
         self.give(&pending, frame);
         if pending.owner == Owner::Multi && is_error {
             // What follows would run at once instead of being queued.
@@ -258,7 +274,7 @@ impl Shard {
         if let Some(soon) = up.pending.get(COUNT_AHEAD) {
             self.window.prefetch(soon.key_hash);
         }
-        let node = up.node;
+        let node = up.primary;
         let out = std::mem::take(&mut up.out);
         let request = out.get(range).unwrap_or_default();
         if pending.flags == PLAIN {
@@ -281,7 +297,7 @@ impl Shard {
         request: &[u8],
     ) {
         if pending.has(Pending::WRITES_ALL) {
-            self.epochs.bump_all();
+            self.on_written_all();
         }
         if !pending.has(Pending::HAS_KEY) {
             return;
@@ -289,14 +305,30 @@ impl Shard {
         if pending.has(Pending::WRITE) {
             if pending.has(Pending::MANY_KEYS) {
                 for key in super::count::all_keys(&mut self.rescan, request) {
-                    self.epochs.bump(self.hasher.hash(&key));
+                    self.on_written(self.hasher.hash(&key));
                 }
             } else {
-                self.epochs.bump(pending.key_hash);
+                self.on_written(pending.key_hash);
             }
         }
         if pending.has(Pending::COUNT) {
             self.record(pending, node, bytes + pending.len as u64, request);
+        }
+    }
+
+    /// A write of the key is answered, or its outcome unknown: no read after it may show what was before.
+    pub(super) fn on_written(&self, key_hash: u64) {
+        self.epochs.bump(key_hash);
+        if self.asks_replicas {
+            self.own_writes[self.index].note(key_hash, self.now);
+        }
+    }
+
+    /// The same for a write whose keys are not known.
+    pub(super) fn on_written_all(&self) {
+        self.epochs.bump_all();
+        if self.asks_replicas {
+            self.own_writes[self.index].note_all(self.now);
         }
     }
 
@@ -317,7 +349,11 @@ impl Shard {
             Owner::FillTtl(fill) => self.on_fill_ttl(fill, pending, frame),
             Owner::FillFields(fill) => self.on_fill_fields(fill, frame),
             Owner::Register(fill) => self.on_registered(fill, frame),
-            Owner::Beat { .. } | Owner::Setup(_) | Owner::Multi | Owner::Nobody => {}
+            Owner::Beat { .. }
+            | Owner::Setup(_)
+            | Owner::Multi
+            | Owner::Replication
+            | Owner::Nobody => {}
         }
     }
 
@@ -347,6 +383,18 @@ impl Shard {
             self.on_ready(index);
         }
     }
+}
+
+/// Whether an error says that the node is no longer what the topology has it for.
+fn is_about_the_node(error: &[u8]) -> bool {
+    [
+        &b"-READONLY"[..],
+        b"-CLUSTERDOWN",
+        b"-MASTERDOWN",
+        b"-LOADING",
+    ]
+    .iter()
+    .any(|start| error.starts_with(start))
 }
 
 /// Whether a reply to `ROLE` is a primary's.

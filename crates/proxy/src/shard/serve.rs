@@ -430,6 +430,11 @@ impl Shard {
                 return flow;
             }
         }
+        if !is_write && self.may_ask_replica(keys.hash) {
+            if let Some(flow) = self.read_from_replica(id, request, command, &keys, node) {
+                return flow;
+            }
+        }
         let mut flags = Pending::HAS_KEY | Pending::COUNT;
         if keys.count > 1 {
             flags |= Pending::MANY_KEYS;

@@ -481,10 +481,10 @@ impl Shard {
         let keys = std::mem::take(&mut client.written_keys);
         let is_all = std::mem::take(&mut client.writes_all);
         for hash in keys {
-            self.epochs.bump(hash);
+            self.on_written(hash);
         }
         if is_all {
-            self.epochs.bump_all();
+            self.on_written_all();
         }
     }
 

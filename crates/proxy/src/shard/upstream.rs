@@ -19,6 +19,8 @@ use super::client::{ClientId, Ticket};
 pub(super) enum Role {
     /// Requests of all clients of the shard.
     Shared,
+    /// Reads of all clients of the shard, from a replica.
+    Reader,
     /// Registrations and heartbeats of the local cache.
     Tracking,
     /// Requests of one client, or idle in the pool.
@@ -55,6 +57,8 @@ pub(super) enum Owner {
     Register(u64),
     /// One request of a heartbeat; `last` closes it.
     Beat { is_role: bool, is_last: bool },
+    /// A look at the node's replication.
+    Replication,
     /// A step of the connection's own set-up.
     Setup(Step),
     /// The MULTI that was put before a transaction.
@@ -70,6 +74,7 @@ pub(super) enum Step {
     Hello,
     Select,
     Name,
+    ReadOnly,
     Tracking,
     Role,
 }
@@ -124,6 +129,8 @@ pub(super) struct Upstream {
     pub stream: TcpStream,
     pub generation: u32,
     pub node: u32,
+    /// The node for which accesses are counted: of a replica, its primary.
+    pub primary: u32,
     pub role: Role,
     pub protocol: Protocol,
     pub db: u32,
@@ -155,6 +162,7 @@ impl Upstream {
             stream,
             generation,
             node,
+            primary: node,
             role,
             protocol: Protocol::Resp2,
             db: 0,

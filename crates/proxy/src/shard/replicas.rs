@@ -1,0 +1,558 @@
+//! Reads from replicas: which replica is fit, and what happens when it turns out not to be.
+//!
+//! What it is: every [`TICK`](super::TICK) each shard asks `INFO replication` of each primary and then, on the
+//! connections that the reads use, of each of its replicas. A primary's answer is kept with the time at which
+//! it was asked for: all that was answered before that time is within its offset. Once a replica with the
+//! same replication id has reached that offset, it holds all that. So for each replica there is a time,
+//! `fresh_at`, and the claim: *what it answers from now on contains every write that its primary had answered
+//! before `fresh_at`*. It rests on no clock but ours and on no silence.
+//!
+//! A replica is *fit* for a read while `fresh_at` is within the bound on lag, judged at the instant at which
+//! the read is sent, and not before the last write that the read must see (`own_writes`). One that is down,
+//! is loading or has lost its primary is not fit, because nothing new is learnt of it. Among the fit ones it is
+//! drawn, with weights by latency, requests on their way and lag; none is left without any, or its latency
+//! would never be learnt anew.
+//!
+//! What is not fit after all (its connection is lost, it answers `LOADING` or `MOVED`) costs no error: the
+//! read is sent to the primary. Reads only ever come here, so nothing is done twice.
+//!
+//! Cost: one `INFO` per node, shard and tick. A read that found no fit replica because of a write just before
+//! has them asked at once, at most every [`HURRY`]; it goes to the primary itself. Departure from the usual
+//! way (`ROLE` behind each write and in front of each read): nobody pays for what is not read.
+
+use std::collections::VecDeque;
+
+use keyheat_core::Nanos;
+use keyheat_resp::command::Command;
+use keyheat_resp::reply::{parse, Value};
+use keyheat_resp::{slot, Limits, Protocol};
+
+use super::client::{ClientId, Ticket};
+use super::serve::{Flow, Keys, Request};
+use super::upstream::{Owner, Pending, Role, Upstream};
+use super::{count, Shard};
+use crate::settings::{ReadFrom, ReadYourWrites};
+use keyheat_net::clock::MS;
+
+/// Offsets of a primary that are remembered: of the last few seconds.
+const SAMPLES: usize = 64;
+/// Least time between two looks at one primary.
+const HURRY: Nanos = 5 * MS;
+/// A replica that answers nothing for so long is left: the bound on lag, within these.
+const PATIENCE_MIN: Nanos = 250 * MS;
+const PATIENCE_MAX: Nanos = 1_000 * MS;
+/// Faster than this is all the same.
+const LATENCY_MIN: Nanos = 50_000;
+/// Replicas of one primary that are considered.
+const CANDIDATES: usize = 16;
+
+/// What is known of a node's replication.
+#[derive(Default)]
+pub(super) struct Replication {
+    /// As a primary: where it was, and when that was asked.
+    samples: VecDeque<Sample>,
+    /// As a primary: which replicas it has, as a hash.
+    its_replicas: u64,
+    /// As a replica: it holds all that was answered before this; 0 if nothing is known.
+    pub fresh_at: Nanos,
+    asked_at: Nanos,
+    is_asking: bool,
+    /// How long reads there take, smoothed.
+    latency: Nanos,
+    was_fit: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Sample {
+    asked_at: Nanos,
+    at: Position,
+}
+
+/// A place in the history of a primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Position {
+    history: u64,
+    offset: u64,
+}
+
+impl Position {
+    /// Whether who has come to `other` has all that was written up to here.
+    fn is_in(self, other: Self) -> bool {
+        self.history == other.history && self.offset <= other.offset
+    }
+}
+
+/// What a node says of its replication.
+#[derive(Debug, PartialEq, Eq)]
+struct Report {
+    is_primary: bool,
+    is_linked: bool,
+    at: Position,
+    /// Which replicas it has and in which state, as a hash.
+    its_replicas: u64,
+}
+
+impl Shard {
+    /// Whether a read may go to a replica at all.
+    #[inline]
+    pub(super) fn may_ask_replica(&self, key_hash: u64) -> bool {
+        self.replicas_on
+            && match self.settings.read_from {
+                ReadFrom::PreferReplica | ReadFrom::Replica => true,
+                ReadFrom::HotOnly => self.hot.contains(key_hash),
+                ReadFrom::Primary => self.hot.reads_replicas(key_hash),
+            }
+    }
+
+    /// Sends a read to a replica. `None`: it goes to the primary.
+    pub(super) fn read_from_replica(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        command: &'static Command,
+        keys: &Keys,
+        primary: u32,
+    ) -> Option<Flow> {
+        let client = self.clients.get(id.index as usize)?;
+        if !client.may_read_locally() || client.has_unanswered_write() {
+            return None;
+        }
+        let (protocol, db) = (client.protocol, client.db);
+        let needed = self.needed(request, command, keys);
+        let opened = self
+            .choose_replica(primary, needed)
+            .and_then(|node| self.reader(node, primary, protocol, db).ok());
+        let Some(index) = opened else {
+            return self.without_replica(id, primary);
+        };
+        let now = self.now;
+        let client = self.clients.get_mut(id.index as usize)?;
+        let seq = client.open_slot(request.frame.len());
+        // A write behind it must not overtake it.
+        client.note_fill(seq);
+        let owner = Owner::Client(Ticket { client: id, seq });
+        let mut pending = Pending::new(owner, request.frame.len(), now);
+        pending.key_hash = keys.hash;
+        pending.flags = Pending::HAS_KEY | Pending::COUNT;
+        if keys.count > 1 {
+            pending.flags |= Pending::MANY_KEYS;
+        }
+        self.upstreams[index as usize].send(request.frame, pending);
+        self.stats.forwarded.add(1);
+        self.stats.replica_reads.add(1);
+        self.mark_upstream(index);
+        Some(Flow::Next)
+    }
+
+    fn without_replica(&mut self, id: ClientId, primary: u32) -> Option<Flow> {
+        let is_error = self.settings.read_from == ReadFrom::Replica;
+        is_error.then(|| self.refuse_without_replica(id, primary))
+    }
+
+    pub(super) fn refuse_without_replica(&mut self, id: ClientId, primary: u32) -> Flow {
+        let name = self.node_name(primary);
+        let text = format!(
+            "ERR keyheat: no replica of {name} is fit to answer (down, loading, or too far behind), and \
+             read_from is 'replica'"
+        );
+        self.refuse_upstream(id, &text)
+    }
+
+    /// The replica for one part of a read that is split over slots, where there is a fit one.
+    ///
+    /// Args: `keys` of the part.
+    pub(super) fn replica_for_part(
+        &mut self,
+        id: ClientId,
+        keys: &[&[u8]],
+        primary: u32,
+    ) -> Option<u32> {
+        let client = self.clients.get(id.index as usize)?;
+        if !client.may_read_locally() || client.has_unanswered_write() {
+            return None;
+        }
+        let hashes = keys.iter().map(|key| self.hasher.hash(key));
+        let needed = hashes.map(|hash| self.last_write(hash)).max().unwrap_or(0);
+        self.choose_replica(primary, needed)
+    }
+
+    /// The time of the last write that a read must see.
+    fn needed(&self, request: &Request<'_>, command: &'static Command, keys: &Keys) -> Nanos {
+        if keys.count <= 1 {
+            return self.last_write(keys.hash);
+        }
+        let mut needed = 0;
+        let _ = command.for_each_key(
+            request.argc(),
+            |i| request.arg(i),
+            |i| needed = needed.max(self.last_write(self.hasher.hash(request.arg(i)))),
+        );
+        needed
+    }
+
+    fn last_write(&self, key_hash: u64) -> Nanos {
+        let tables = match self.settings.read_your_writes {
+            ReadYourWrites::None => return 0,
+            ReadYourWrites::Connection => &self.own_writes[self.index..=self.index],
+            ReadYourWrites::Proxy => &self.own_writes[..],
+        };
+        tables.iter().map(|t| t.last(key_hash)).max().unwrap_or(0)
+    }
+
+    /// A replica that is fit for a read which must see all that was written before `needed`.
+    fn choose_replica(&mut self, primary: u32, needed: Nanos) -> Option<u32> {
+        let topology = self.topology.as_ref()?;
+        let mut fit = [(0, 0.0); CANDIDATES];
+        let mut count = 0;
+        let mut sum = 0.0;
+        for &node in topology.replicas_of(primary).iter().take(CANDIDATES) {
+            if self.is_fit(node, needed) {
+                sum += self.weight(node);
+                fit[count] = (node, sum);
+                count += 1;
+            }
+        }
+        if count == 0 && needed > 0 {
+            self.hurry(primary);
+        }
+        let fit = &fit[..count];
+        let drawn = self.draw() * sum;
+        let found = fit.iter().find(|(_, up_to)| drawn < *up_to);
+        found.or(fit.last()).map(|(node, _)| *node)
+    }
+
+    fn is_fit(&self, node: u32, needed: Nanos) -> bool {
+        let state = &self.nodes[node as usize];
+        let fresh_at = state.replication.fresh_at;
+        let bound = self.settings.replica_lag_max_ms * MS;
+        fresh_at != 0
+            && fresh_at >= needed
+            && (bound == 0 || self.now.saturating_sub(fresh_at) <= bound)
+            && self.now >= state.down_until
+    }
+
+    /// The share of reads that a replica is to get, in no unit: less where they take long, where many are on
+    /// their way, and where it lags.
+    fn weight(&self, node: u32) -> f64 {
+        let state = &self.nodes[node as usize];
+        let on_their_way: usize = state
+            .readers
+            .iter()
+            .filter_map(|&(_, _, index)| self.upstreams.get(index as usize))
+            .map(|up| up.pending.len())
+            .sum();
+        let lag = self.now.saturating_sub(state.replication.fresh_at) as f64;
+        let bound = (self.settings.replica_lag_max_ms * MS).max(1) as f64;
+        let latency = state.replication.latency.max(LATENCY_MIN) as f64;
+        1.0 / (latency * (1 + on_their_way) as f64 * (1.0 + lag / bound))
+    }
+
+    /// A number from 0 to 1, by xorshift.
+    fn draw(&mut self) -> f64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// The connection on which reads of all clients go to a replica.
+    pub(super) fn reader(
+        &mut self,
+        node: u32,
+        primary: u32,
+        protocol: Protocol,
+        db: u32,
+    ) -> Result<u32, String> {
+        let readers = &self.nodes[node as usize].readers;
+        let found = readers.iter().find(|(p, d, _)| *p == protocol && *d == db);
+        if let Some(&(_, _, index)) = found {
+            return Ok(index);
+        }
+        let index = self.open(node, Role::Reader, protocol, db)?;
+        self.upstreams[index as usize].primary = primary;
+        self.nodes[node as usize]
+            .readers
+            .push((protocol, db, index));
+        Ok(index)
+    }
+
+    /// A read that a replica did not answer goes to the primary.
+    pub(super) fn read_from_primary(&mut self, pending: &Pending, frame: &[u8]) -> bool {
+        let is_read = matches!(pending.owner, Owner::Client(_) | Owner::Part { .. });
+        if !is_read || self.settings.read_from == ReadFrom::Replica {
+            return false;
+        }
+        let Some((protocol, db)) = self.speaks(pending) else {
+            return false;
+        };
+        let key = count::all_keys(&mut self.rescan, frame).into_iter().next();
+        let Some(node) = key.and_then(|key| self.owner(slot::slot(&key)).ok()) else {
+            return false;
+        };
+        self.stats.replica_reads_again.add(1);
+        let mut pending = *pending;
+        pending.redirects += 1;
+        pending.sent_at = self.now;
+        self.send_on(node, protocol, db, frame, pending, false);
+        true
+    }
+
+    /// How long a read took there.
+    pub(super) fn note_latency(&mut self, node: u32, sent_at: Nanos) {
+        let took = self.now.saturating_sub(sent_at);
+        let latency = &mut self.nodes[node as usize].replication.latency;
+        *latency = if *latency == 0 {
+            took
+        } else {
+            *latency - *latency / 8 + took / 8
+        };
+    }
+
+    /// Asks primaries and replicas how far they are.
+    pub(super) fn look_at_replicas(&mut self) {
+        if !self.asks_replicas {
+            return;
+        }
+        let Some(topology) = self.topology.clone() else {
+            return;
+        };
+        for &primary in &topology.primaries {
+            let replicas = topology.replicas_of(primary);
+            let (protocol, db) = self.usual();
+            let opened = self.shared(primary, protocol, db);
+            self.ask_replication(primary, opened);
+            for &replica in replicas {
+                // Connected before the first read wants it.
+                let _ = self.reader(replica, primary, protocol, db);
+                self.tell_fitness(replica);
+            }
+        }
+    }
+
+    /// A read must see a write that no replica is known to have.
+    fn hurry(&mut self, primary: u32) {
+        let asked_at = self.nodes[primary as usize].replication.asked_at;
+        if self.now >= asked_at + HURRY {
+            let (protocol, db) = self.usual();
+            let opened = self.shared(primary, protocol, db);
+            self.ask_replication(primary, opened);
+        }
+    }
+
+    fn ask_replicas(&mut self, primary: u32) {
+        let Some(topology) = self.topology.clone() else {
+            return;
+        };
+        let (protocol, db) = self.usual();
+        for &replica in topology.replicas_of(primary) {
+            let opened = self.reader(replica, primary, protocol, db);
+            self.ask_replication(replica, opened);
+        }
+    }
+
+    /// How most clients will want their connection: what is asked goes on one that is there anyway.
+    fn usual(&self) -> (Protocol, u32) {
+        let has_resp3 = self.topology.as_ref().is_some_and(|t| t.server.has_resp3);
+        let protocol = if has_resp3 {
+            Protocol::Resp3
+        } else {
+            Protocol::Resp2
+        };
+        (protocol, self.settings.upstream.db)
+    }
+
+    fn ask_replication(&mut self, node: u32, opened: Result<u32, String>) {
+        let replication = &mut self.nodes[node as usize].replication;
+        let Ok(index) = opened else {
+            return;
+        };
+        if replication.is_asking {
+            return;
+        }
+        replication.is_asking = true;
+        replication.asked_at = self.now;
+        let up = &mut self.upstreams[index as usize];
+        up.ask(&[b"INFO", b"replication"], Owner::Replication, self.now);
+        self.mark_upstream(index);
+    }
+
+    pub(super) fn on_replication(&mut self, node: u32, sent_at: Nanos, frame: &[u8]) {
+        self.nodes[node as usize].replication.is_asking = false;
+        let Some(report) = report(frame) else {
+            return;
+        };
+        let primary = self.topology.as_ref().and_then(|t| t.primary_of(node));
+        match (primary, report.is_primary) {
+            (None, true) => {
+                let replication = &mut self.nodes[node as usize].replication;
+                if replication.samples.len() == SAMPLES {
+                    replication.samples.pop_front();
+                }
+                replication.samples.push_back(Sample {
+                    asked_at: sent_at,
+                    at: report.at,
+                });
+                let is_other = replication.its_replicas != report.its_replicas;
+                replication.its_replicas = report.its_replicas;
+                if is_other {
+                    self.want_look();
+                }
+                self.ask_replicas(node);
+            }
+            (Some(primary), false) if report.is_linked => {
+                let samples = &self.nodes[primary as usize].replication.samples;
+                let reached = samples
+                    .iter()
+                    .rev()
+                    .find(|sample| sample.at.is_in(report.at));
+                let fresh_at = reached.map_or(0, |sample| sample.asked_at);
+                let replication = &mut self.nodes[node as usize].replication;
+                replication.fresh_at = replication.fresh_at.max(fresh_at);
+            }
+            (Some(_), false) => {}
+            // It is not what it was.
+            _ => self.want_look(),
+        }
+    }
+
+    /// What a node was asked of its replication will not be answered.
+    pub(super) fn forget_question(&mut self, node: u32) {
+        self.nodes[node as usize].replication.is_asking = false;
+    }
+
+    /// Whether a replica has not answered for so long that what it was asked is better asked elsewhere.
+    pub(super) fn is_mute(&self, up: &Upstream) -> bool {
+        let patience = match self.settings.replica_lag_max_ms {
+            0 => PATIENCE_MAX,
+            bound => (bound * MS).clamp(PATIENCE_MIN, PATIENCE_MAX),
+        };
+        let oldest = up.pending.front().map_or(self.now, |p| p.sent_at);
+        up.role == Role::Reader && self.now.saturating_sub(oldest) > patience
+    }
+
+    /// Nothing that was known of a replica holds for what answers at its address next.
+    pub(super) fn forget_replica(&mut self, node: u32) {
+        self.nodes[node as usize].replication.fresh_at = 0;
+    }
+
+    /// Says, once for all shards, that a replica is read from, or no longer.
+    fn tell_fitness(&mut self, node: u32) {
+        let is_fit = self.is_fit(node, 0);
+        let replication = &mut self.nodes[node as usize].replication;
+        if std::mem::replace(&mut replication.was_fit, is_fit) == is_fit || self.index != 0 {
+            return;
+        }
+        let lag_ms = self
+            .now
+            .saturating_sub(self.nodes[node as usize].replication.fresh_at)
+            / MS;
+        let replica = self.node_name(node);
+        if is_fit {
+            tracing::info!(replica, lag_ms, "reads may go to a replica");
+        } else {
+            tracing::warn!(
+                replica,
+                "a replica is not read from: it is down, loading, or too far behind"
+            );
+        }
+    }
+
+    /// Replicas that are none any more are left; what they were asked goes to the primary.
+    pub(super) fn leave_replicas(&mut self) {
+        let Some(topology) = &self.topology else {
+            return;
+        };
+        let left: Vec<u32> = self
+            .upstreams
+            .iter()
+            .filter(|(_, up)| {
+                up.role == Role::Reader && topology.primary_of(up.node) != Some(up.primary)
+            })
+            .map(|(index, _)| index as u32)
+            .collect();
+        for index in left {
+            self.close_upstream(index, "it is no longer a replica of the node it was");
+        }
+    }
+}
+
+/// Whether a replica's error says that it cannot answer now, which the primary may.
+pub(super) fn is_unfit(error: &[u8]) -> bool {
+    const UNFIT: [&[u8]; 7] = [
+        b"-LOADING",
+        b"-MASTERDOWN",
+        b"-MOVED",
+        b"-ASK",
+        b"-CLUSTERDOWN",
+        b"-READONLY",
+        b"-TRYAGAIN",
+    ];
+    UNFIT.iter().any(|start| error.starts_with(start))
+}
+
+/// Reads a reply to `INFO replication`.
+fn report(frame: &[u8]) -> Option<Report> {
+    let text = match parse(frame, &Limits::default()) {
+        Ok(Some((Value::Bulk(text) | Value::Verbatim { text, .. }, _))) => text,
+        _ => return None,
+    };
+    let text = std::str::from_utf8(&text).ok()?;
+    let field = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .map(str::trim_end)
+    };
+    let is_primary = field("role")? == "master";
+    let offset = if is_primary {
+        field("master_repl_offset")
+    } else {
+        field("slave_repl_offset")
+    };
+    let hasher = keyheat_core::hash::KeyHasher::new(0);
+    let id = field("master_replid")?;
+    // `slave0:ip=…,port=…,state=…,offset=…,lag=…`, of which the first three say who there is.
+    let its_replicas = text
+        .lines()
+        .filter(|line| line.starts_with("slave") && line.contains(":ip="))
+        .filter_map(|line| line.split_once(",offset="))
+        .fold(0, |all, (who, _)| all ^ hasher.hash(who.as_bytes()));
+    Some(Report {
+        its_replicas,
+        is_primary,
+        is_linked: field("master_link_status") == Some("up"),
+        at: Position {
+            history: hasher.hash(id.as_bytes()),
+            offset: offset?.parse().ok()?,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use keyheat_resp::encode;
+
+    fn bulk(text: &str) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode::bulk(&mut out, text.as_bytes());
+        out
+    }
+
+    #[test]
+    fn what_a_node_says_of_its_replication_is_read() {
+        let primary = bulk(
+            "# Replication\r\nrole:master\r\nconnected_slaves:1\r\nmaster_replid:abc\r\n\
+             master_repl_offset:120\r\n",
+        );
+        let replica = bulk(
+            "# Replication\r\nrole:slave\r\nmaster_link_status:up\r\nslave_read_repl_offset:110\r\n\
+             slave_repl_offset:100\r\nmaster_replid:abc\r\nmaster_repl_offset:100\r\n",
+        );
+        let (primary, replica) = (report(&primary).unwrap(), report(&replica).unwrap());
+        assert!(primary.is_primary && !replica.is_primary && replica.is_linked);
+        assert_eq!((primary.at.offset, replica.at.offset), (120, 100));
+        assert_eq!(primary.at.history, replica.at.history);
+        assert_eq!(report(b"-NOPERM no\r\n"), None);
+        assert_eq!(report(&bulk("role:master\r\n")), None);
+    }
+}

@@ -1,0 +1,83 @@
+//! A blocking connection to a server, for the little that is asked of the topology.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use keyheat_resp::reply::{parse, Value};
+use keyheat_resp::{encode, Limits};
+
+use super::text;
+
+/// A blocking connection with a limit on every step, for the little that control asks.
+pub(super) struct Connection {
+    stream: TcpStream,
+    buf: Vec<u8>,
+    timeout: Duration,
+}
+
+impl Connection {
+    pub fn open(addr: SocketAddr, timeout: Duration) -> Result<Self, String> {
+        let stream = TcpStream::connect_timeout(&addr, timeout).map_err(|e| e.to_string())?;
+        let set = |r: std::io::Result<()>| r.map_err(|e| e.to_string());
+        set(stream.set_read_timeout(Some(timeout)))?;
+        set(stream.set_write_timeout(Some(timeout)))?;
+        set(stream.set_nodelay(true))?;
+        Ok(Self {
+            stream,
+            buf: Vec::new(),
+            timeout,
+        })
+    }
+
+    pub fn call(&mut self, args: &[&[u8]]) -> Result<Value, String> {
+        let mut out = Vec::new();
+        encode::command(&mut out, args);
+        self.stream.write_all(&out).map_err(|e| e.to_string())?;
+        let limits = Limits::default();
+        let until = Instant::now() + self.timeout;
+        let mut chunk = [0u8; 16 * 1024];
+        loop {
+            match parse(&self.buf, &limits) {
+                Ok(Some((value, used))) => {
+                    self.buf.drain(..used);
+                    return Ok(value);
+                }
+                Ok(None) => {}
+                Err(_) => return Err("does not answer like a Redis or Valkey server".into()),
+            }
+            if Instant::now() >= until || self.buf.len() > 16 << 20 {
+                return Err("did not answer in time".into());
+            }
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Err("closed the connection".into()),
+                Ok(n) => self.buf.extend_from_slice(&chunk[..n]),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                    return Err("did not answer in time".into())
+                }
+                Err(e) => return Err(e.to_string()),
+            }
+        }
+    }
+
+    /// Says who asks, where the account has a password.
+    pub fn authenticate(
+        &mut self,
+        user: Option<&str>,
+        password: Option<&str>,
+    ) -> Result<(), String> {
+        let Some(password) = password else {
+            return Ok(());
+        };
+        let password = password.as_bytes();
+        let reply = match user {
+            Some(user) => self.call(&[b"AUTH", user.as_bytes(), password])?,
+            None => self.call(&[b"AUTH", password])?,
+        };
+        match reply {
+            Value::Error(e) => Err(format!("refused AUTH: {}", text(&e))),
+            _ => Ok(()),
+        }
+    }
+}

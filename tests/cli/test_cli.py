@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 Run = Callable[..., Any]
-COMMANDS = ("demo", "up", "hot", "replay", "doctor")
+COMMANDS = ("demo", "up", "proxy", "hot", "replay", "doctor")
 
 
 def test_help_names_every_command(keyheat: Run) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from keyheat.cli.flags import Check, ConfigFile, with_flags
 from keyheat.errors import ConfigError, KeyheatError
 from keyheat.observe.trace import FORMATS
 
@@ -169,6 +170,23 @@ def up(
         },
     )
     raise typer.Exit(run(options))
+
+
+@app.command()
+@with_flags
+def proxy(config: ConfigFile = None, check: Check = False, **flags: str | bool | None) -> None:
+    """Start the proxy as a service: from a file, flags, or both.
+
+    There is a flag for each key of the file. Ends on SIGTERM or Ctrl-C like `keyheat up`. Exit status 2 if a
+    setting cannot be used, 1 if the proxy cannot be started or the drain took too long.
+    """
+    from keyheat.cli.proxy import check as check_only
+    from keyheat.cli.proxy import run
+    from keyheat.proxy.config import ConfigSource
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    source = ConfigSource(config, given)
+    raise typer.Exit(check_only(source) if check else run(source))
 
 
 @app.command()

@@ -10,6 +10,22 @@ if TYPE_CHECKING:
     from keyheat._keyheat import Proxy
 
 
+def make_proxy(settings: ProxySettings) -> "Proxy":
+    """A native proxy that is not started.
+
+    Raises:
+        ConfigError: The native module refuses a setting.
+    """
+    try:
+        from keyheat._keyheat import Proxy  # noqa: PLC0415 - most commands run without it
+    except ImportError as error:
+        raise InternalError(f"this installation lacks the native module (make setup): {error}") from error
+    try:
+        return Proxy(json.dumps(settings.to_json()))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def start_proxy(settings: ProxySettings) -> "Proxy":
     """A started native proxy.
 
@@ -18,14 +34,7 @@ def start_proxy(settings: ProxySettings) -> "Proxy":
         AddressInUseError: The address is taken.
         KeyheatError: It cannot listen there for another reason.
     """
-    try:
-        from keyheat._keyheat import Proxy  # noqa: PLC0415 - most commands run without it
-    except ImportError as error:
-        raise InternalError(f"this installation lacks the native module (make setup): {error}") from error
-    try:
-        proxy = Proxy(json.dumps(settings.to_json()))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    proxy = make_proxy(settings)
     socket = None if settings.unix_socket is None else str(settings.unix_socket)
     addresses = " or ".join(filter(None, (settings.listen, socket, settings.http)))
     try:

@@ -7,10 +7,11 @@ first, with the file, the key and the accepted values in the message.
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from keyheat.detect.rules import Rule
-from keyheat.proxy.url import UpstreamUrl
+from keyheat.errors import ConfigError
+from keyheat.proxy.url import UpstreamUrl, parse_address, parse_url
 
 # A heartbeat several times within the bound must still be possible.
 _LEAST_STALENESS_MS: Final = 5
@@ -37,47 +38,95 @@ def _is_short_enough(path: Path | None) -> Path | None:
     return path
 
 
+def _url(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_url(value)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+def _address(default_port: int) -> BeforeValidator:
+    def parse(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return parse_address(value, default_port)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+    return BeforeValidator(parse)
+
+
+def _none(value: object) -> object:
+    # A file and a flag have no other way to say so.
+    return None if value in ("", "none") else value
+
+
+_NoneIfEmpty: Final = BeforeValidator(_none)
+_File = Annotated[Path | None, _NoneIfEmpty]
+_Count = Annotated[int, Field(gt=0)]
+
+
 class ProxySettings(BaseModel):
-    """Everything `keyheat up` can be told; what is None is left to the native module's default."""
+    """Everything a proxy can be told; `docs/reference/proxy.toml` says what each of it does."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    upstream: Any
-    listen: str = "127.0.0.1:6380"
-    unix_socket: Annotated[Path | None, AfterValidator(_is_short_enough)] = None
+    # Where clients connect, and where the proxy is watched.
+    listen: Annotated[str, _address(6380)] = "127.0.0.1:6380"
+    unix_socket: Annotated[Path | None, _NoneIfEmpty, AfterValidator(_is_short_enough)] = None
     unix_socket_mode: Annotated[str, Field(pattern="^[1-7][0-7]{2}$")] = "600"
-    http: str | None = "127.0.0.1:6381"
-    shards: Annotated[int, Field(ge=0, le=1024)] = 0
-    max_staleness_ms: Annotated[int, Field(ge=0, le=600_000), AfterValidator(_is_staleness)] = 100
-    local_cache: bool = True
-    cache_bytes: Annotated[int, Field(gt=0)] | None = None
-    cache_value_max_bytes: Annotated[int, Field(gt=0)] | None = None
-    counting: bool = True
-    rules: list[Rule] | None = None
-    window_ms: Annotated[int, Field(ge=100, le=600_000)] | None = None
-    hot_keys_max: Annotated[int, Field(gt=0)] | None = None
-    connect_timeout_ms: Annotated[int, Field(gt=0)] | None = None
-    upstream_timeout_ms: Annotated[int, Field(ge=1_000, le=600_000)] | None = None
+    http: Annotated[str | None, _address(6381), _NoneIfEmpty] = "127.0.0.1:6381"
+
+    # What is behind it.
+    upstream: Annotated[UpstreamUrl | None, BeforeValidator(_url)] = UpstreamUrl(("127.0.0.1:6379",))
+    upstream_username: Annotated[str | None, _NoneIfEmpty] = None
+    upstream_password_file: _File = None
+    sentinel_username: Annotated[str | None, _NoneIfEmpty] = None
+    sentinel_password_file: _File = None
+    connect_timeout_ms: _Count = 1_000
+    upstream_timeout_ms: Annotated[int, Field(ge=1_000, le=600_000)] = 30_000
+
+    # Where reads go.
     read_from: Literal["primary", "prefer-replica", "replica", "hot-only"] = "primary"
     read_your_writes: Literal["none", "connection", "proxy"] = "connection"
     replica_lag_max_ms: Annotated[int, Field(ge=0, le=600_000), AfterValidator(_is_lag)] = 1_000
-    sentinel_username: str | None = None
-    sentinel_password: Annotated[str | None, Field(repr=False)] = None
-    redact_keys: bool = False
-    buffers_max_bytes: Annotated[int, Field(gt=0)] | None = None
-    clients_max: Annotated[int, Field(gt=0)] | None = None
+
+    # What is hot, and what is done about it.
+    rules_file: _File = None
+    rules: list[Rule] | None = None
+    counting: bool = True
+    window_ms: Annotated[int, Field(ge=100, le=600_000)] = 1_000
+    hot_keys_max: _Count = 1_000
+    local_cache: bool = True
+    max_staleness_ms: Annotated[int, Field(ge=0, le=600_000), AfterValidator(_is_staleness)] = 100
+    cache_bytes: _Count = 64 << 20
+    cache_value_max_bytes: _Count = 1 << 20
+
+    # How much of the machine it takes.
+    shards: Annotated[int, Field(ge=0, le=1024)] = 0
+    clients_max: _Count = 10_000
+    buffers_max_bytes: _Count = 1 << 30
+
+    # Its end, and its log.
+    drain_timeout_s: Annotated[float, Field(ge=0, le=86_400)] = 10.0
     log: Literal["error", "warn", "info", "debug"] = "info"
+    redact_keys: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As the native module takes it."""
-        elsewhere = {"rules", "upstream", "sentinel_username", "sentinel_password"}
-        whole = self.model_dump(mode="json", exclude=elsewhere, exclude_none=True)
+        whole = self.model_dump(mode="json", exclude=set(_OURS), exclude_none=True)
         rules = None if self.rules is None else [rule.to_json() for rule in self.rules]
-        upstream = upstream_json(self.upstream) | {
-            "sentinel_username": self.sentinel_username,
-            "sentinel_password": self.sentinel_password,
-        }
-        return whole | {"http": self.http, "rules": rules, "upstream": upstream}
+        upstream = self.upstream or UpstreamUrl(("127.0.0.1:6379",))
+        return whole | {"http": self.http, "rules": rules, "upstream": upstream_json(upstream)}
+
+
+# What the native module never hears of: it is done, or made into something else, before.
+_OURS: Final = frozenset(
+    {"rules", "rules_file", "upstream", "upstream_username", "upstream_password_file", "drain_timeout_s"}
+)
 
 
 def upstream_json(url: UpstreamUrl) -> dict[str, Any]:

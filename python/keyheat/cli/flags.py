@@ -1,0 +1,74 @@
+"""The flags of `keyheat proxy`: one for each setting, of its name.
+
+A table and no more, so that `--help` need not load the settings; a test holds the two together. What a flag
+is given is checked where the file's values are.
+"""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+# Setting: (what it takes, what it does). A setting that is on or off takes nothing.
+FLAGS: Final[dict[str, tuple[str, str]]] = {
+    "listen": ("HOST:PORT", "Where clients connect."),
+    "unix_socket": ("PATH", "A Unix socket at which clients of this host connect as well."),
+    "unix_socket_mode": ("OCTAL", "Permissions of that socket: who may connect."),
+    "http": ("HOST:PORT", "/healthz, /metrics and /api/hot; 'none' for no http."),
+    "upstream": ("URL", "The server or Cluster behind: redis://host[:port][,host[:port]…][/db]."),
+    "upstream_username": ("NAME", "ACL user of the proxy's own account."),
+    "upstream_password_file": ("FILE", "The file that holds the password of that account."),
+    "connect_timeout_ms": ("MS", "How long connecting to a node may take."),
+    "upstream_timeout_ms": ("MS", "How long what was sent to a node may go unacknowledged."),
+    "rules_file": ("FILE", "Rules in TOML; without it, documented defaults."),
+    "counting": ("", "Count accesses; without, no key is ever hot."),
+    "window_ms": ("MS", "The sliding window of the counts."),
+    "hot_keys_max": ("N", "Keys in the hot set at most."),
+    "local_cache": ("", "Answer hot keys locally."),
+    "max_staleness_ms": ("MS", "How old a read of a hot key may be at most; 0: none is answered locally."),
+    "cache_bytes": ("BYTES", "Memory of the local cache."),
+    "cache_value_max_bytes": ("BYTES", "The largest reply that is cached."),
+    "shards": ("N", "Threads; 0 for one per core."),
+    "clients_max": ("N", "Client connections at most."),
+    "buffers_max_bytes": ("BYTES", "Requests and replies held at most."),
+    "drain_timeout_s": ("S", "How long to finish what is in flight at the end."),
+    "log": ("LEVEL", "error, warn, info or debug."),
+    "redact_keys": ("", "Show hashes in place of keys."),
+}
+# Tables fit a file only.
+WITHOUT_FLAG: Final = frozenset({"rules"})
+
+
+def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command, which takes them as keywords, an option for each setting; None where it is not used."""
+    own = [
+        parameter
+        for parameter in inspect.signature(command).parameters.values()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    options = [_option(setting, takes, does) for setting, (takes, does) in FLAGS.items()]
+    parameters = [*own, *options]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    return command
+
+
+def _option(setting: str, takes: str, does: str) -> inspect.Parameter:
+    name = setting.replace("_", "-")
+    annotation: Any
+    if takes:
+        annotation = Annotated[str | None, typer.Option(f"--{name}", metavar=takes, help=does)]
+    else:
+        annotation = Annotated[bool | None, typer.Option(f"--{name}/--no-{name}", help=does)]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(setting, kind, default=None, annotation=annotation)
+
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="Settings in TOML; a flag overrides its key.")
+]
+Check = Annotated[
+    bool, typer.Option("--check", help="Say whether the settings can be used, and start nothing.")
+]

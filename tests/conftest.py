@@ -92,7 +92,7 @@ def proxy_factory() -> Iterator[ProxyFactory]:
 
     running: list[Proxy] = []
 
-    def make(upstream: str, **settings: Any) -> Proxy:
+    def make(upstream: str, /, **settings: Any) -> Proxy:
         whole = {
             "listen": "127.0.0.1:0",
             "http": "127.0.0.1:0",

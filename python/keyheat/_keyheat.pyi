@@ -14,7 +14,11 @@ class Proxy:
 
     @property
     def listen(self) -> str:
-        """The address clients connect to, with the port that was really bound."""
+        """The address clients connect to, with the port that was really bound; empty if there is none."""
+
+    @property
+    def tls_listen(self) -> str | None:
+        """The same for clients that speak TLS."""
 
     @property
     def http(self) -> str | None:

@@ -55,6 +55,8 @@ def test_what_cannot_be_used_is_refused_without_repeating_a_secret(url: str) -> 
     assert "secret" not in str(refusal.value)
 
 
-def test_tls_comes_later() -> None:
-    with pytest.raises(ConfigError, match="TLS comes later"):
+def test_tls_is_for_those_who_speak_it() -> None:
+    with pytest.raises(ConfigError, match="asks for TLS, which this command does not speak"):
         parse_url("rediss://h")
+    url = parse_url("rediss://h", is_for_proxy=True)
+    assert (url.is_tls, url.addresses, str(url)) == (True, ("h:6379",), "rediss://h:6379")

@@ -23,6 +23,7 @@ use crate::parts;
 use crate::settings::Settings;
 use crate::shard::{Hits, PollReply, ToShard};
 use crate::stats::ShardStats;
+use crate::tls::Credentials;
 use crate::topology::{Topology, Watcher};
 use keyheat_net::{clock, lock};
 
@@ -106,6 +107,8 @@ pub(crate) struct HotNow {
 /// What control shares with the API.
 pub(crate) struct Shared {
     pub settings: Arc<Settings>,
+    /// What TLS takes, as it was read last.
+    pub credentials: Arc<ArcSwap<Credentials>>,
     pub stats: Vec<Arc<ShardStats>>,
     pub hot: ArcSwap<HotNow>,
     pub topology: ArcSwapOption<Topology>,
@@ -142,12 +145,13 @@ impl Control {
         let (watcher, wanted) = channel();
         let mut watched = Watcher::new((*shared.settings).clone());
         let told = Arc::clone(&shared);
+        let credentials = Arc::clone(&shared.credentials);
         std::thread::Builder::new()
             .name("keyheat-watch".into())
             .spawn(move || {
                 parts::keep_running("watch", &told.parts_dead, |_| {
                     // What it knows survives: the numbers of the nodes must never change.
-                    watch(&mut watched, &wanted, &sender);
+                    watch(&mut watched, &credentials, &wanted, &sender);
                     Ok(())
                 });
             })
@@ -394,13 +398,19 @@ fn detector(settings: &Settings) -> Result<Detector, String> {
     Ok(Detector::new(settings.rule_set()?, limits))
 }
 
-fn watch(watcher: &mut Watcher, wanted: &Receiver<Option<String>>, control: &Sender<ToControl>) {
+fn watch(
+    watcher: &mut Watcher,
+    credentials: &ArcSwap<Credentials>,
+    wanted: &Receiver<Option<String>>,
+    control: &Sender<ToControl>,
+) {
     let mut retry = LOOK_MIN;
     let mut last_failure = String::new();
     let mut eager_until = Instant::now();
     loop {
         let looked = Instant::now();
         let is_eager = looked < eager_until;
+        watcher.tls.clone_from(&credentials.load().client);
         let wait = match watcher.look() {
             Ok(topology) => {
                 if control

@@ -10,6 +10,7 @@
 //! - `control`: from counts to verdicts, and back to the shards
 //! - `http`: what is shown
 //! - `parts`: threads that are run again should they die
+//! - `stream`, `tls`: connections, encrypted or not
 //! - [`stats`], [`hotview`]: what they share
 //!
 //! # Life of a GET
@@ -28,6 +29,7 @@ pub mod settings;
 mod shard;
 pub mod stats;
 mod stream;
+mod tls;
 pub mod topology;
 
 use std::net::{SocketAddr, TcpListener};
@@ -51,16 +53,27 @@ use settings::Settings;
 use shard::{Shard, ShardParts, ToShard};
 use stats::ShardStats;
 use stream::{Listener, UnixSocket};
+use tls::Credentials;
 
 /// A running proxy. Dropping it ends it.
 pub struct Proxy {
     shared: Arc<Shared>,
     shards: Vec<ShardHandle>,
     control: Sender<ToControl>,
-    listen_addr: SocketAddr,
+    listen_addr: Option<SocketAddr>,
+    tls_addr: Option<SocketAddr>,
     acceptor: Acceptor,
     http: Option<(SocketAddr, tokio::sync::oneshot::Sender<()>)>,
     threads: Vec<JoinHandle<()>>,
+}
+
+/// Whether a proxy can be started with these settings, as far as can be known without starting one: what
+/// they name is read.
+///
+/// # Errors
+/// A sentence that names the setting and the file.
+pub fn check(settings: &Settings) -> Result<(), String> {
+    Credentials::read(settings).map(|_| ())
 }
 
 impl Proxy {
@@ -70,8 +83,21 @@ impl Proxy {
     /// `AddrInUse` and the like where an address cannot be had.
     pub fn start(settings: Settings) -> std::io::Result<Self> {
         let settings = Arc::new(settings);
-        let (listener, listen_addr) = Listener::tcp(bind(&settings.listen)?)?;
-        let mut listeners = vec![listener];
+        let credentials = Credentials::read(&settings).map_err(std::io::Error::other)?;
+        let credentials = Arc::new(ArcSwap::from_pointee(credentials));
+        let mut listeners = Vec::new();
+        let mut listen_addr = None;
+        let mut tls_addr = None;
+        if let Some(address) = &settings.listen {
+            let (listener, bound) = Listener::tcp(bind(address)?)?;
+            listeners.push(listener);
+            listen_addr = Some(bound);
+        }
+        if let Some(address) = &settings.tls_listen {
+            let (listener, bound) = Listener::tcp(bind(address)?)?;
+            listeners.push(listener.over_tls(Arc::clone(&credentials)));
+            tls_addr = Some(bound);
+        }
         if let Some(path) = &settings.unix_socket {
             let mode = settings.unix_socket_mode().map_err(std::io::Error::other)?;
             let socket = UnixSocket::bind(path, mode)
@@ -86,6 +112,7 @@ impl Proxy {
             .collect();
         let shared = Arc::new(Shared {
             settings: Arc::clone(&settings),
+            credentials,
             stats: stats.clone(),
             hot: ArcSwap::default(),
             topology: ArcSwapOption::empty(),
@@ -110,6 +137,7 @@ impl Proxy {
             let parts = ShardParts {
                 index,
                 settings: Arc::clone(&settings),
+                tls: shared.credentials.load().client.clone(),
                 poll,
                 inbox: messages,
                 control: control.clone(),
@@ -161,6 +189,7 @@ impl Proxy {
             shards,
             control,
             listen_addr,
+            tls_addr,
             acceptor,
             http,
             threads,
@@ -169,8 +198,14 @@ impl Proxy {
 
     /// Where clients connect.
     #[must_use]
-    pub fn listen_addr(&self) -> SocketAddr {
+    pub fn listen_addr(&self) -> Option<SocketAddr> {
         self.listen_addr
+    }
+
+    /// Where clients that speak TLS connect.
+    #[must_use]
+    pub fn tls_addr(&self) -> Option<SocketAddr> {
+        self.tls_addr
     }
 
     /// Where the API is served.
@@ -282,7 +317,7 @@ mod tests {
     #[test]
     fn healthz_names_a_part_that_died_and_it_is_run_again() {
         let settings = Settings {
-            listen: "127.0.0.1:0".into(),
+            listen: Some("127.0.0.1:0".into()),
             shards: 1,
             ..Settings::default()
         };

@@ -13,8 +13,18 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Where clients connect: `host:port`; port 0 takes a free one.
-    pub listen: String,
+    /// Where clients connect: `host:port`; port 0 takes a free one. None if absent.
+    pub listen: Option<String>,
+    /// Where clients that speak TLS connect; none if absent.
+    pub tls_listen: Option<String>,
+    /// The certificate that those are shown, in PEM.
+    pub tls_cert_file: Option<PathBuf>,
+    /// Its key, in PEM.
+    pub tls_key_file: Option<PathBuf>,
+    /// Certificates of which one must vouch for such a client; any may come if absent.
+    pub tls_client_ca_file: Option<PathBuf>,
+    /// How long a client may take until it can send its first request, in milliseconds.
+    pub handshake_timeout_ms: u64,
     /// A Unix socket at which clients of this host connect as well; none if absent.
     pub unix_socket: Option<PathBuf>,
     /// Permissions of that socket, in octal, which are what lets clients in.
@@ -83,6 +93,36 @@ pub struct UpstreamSettings {
     pub username: Option<String>,
     /// Password of the proxy's own account. Clients must then authenticate with the same.
     pub password: Option<String>,
+    /// How connections to it are encrypted; not at all if absent.
+    pub tls: Option<UpstreamTls>,
+}
+
+/// How connections upstream are encrypted.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamTls {
+    /// What is asked of a server's certificate.
+    pub verify: Verify,
+    /// Files of certificates that are believed, in PEM.
+    pub ca_files: Vec<PathBuf>,
+    /// Directories of them, as `openssl rehash` leaves them.
+    pub ca_directories: Vec<PathBuf>,
+    /// The proxy's own certificate, in PEM, for servers that ask for one.
+    pub cert_file: Option<PathBuf>,
+    /// Its key; in the same file if absent.
+    pub key_file: Option<PathBuf>,
+}
+
+/// What is asked of a server's certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verify {
+    /// That somebody who is believed issued it, for the name connected to.
+    Full,
+    /// That somebody who is believed issued it.
+    Ca,
+    /// Nothing.
+    None,
 }
 
 /// Where reads go. Writes, and all that belongs to a transaction or a watch, go to primaries.
@@ -128,7 +168,12 @@ pub enum Mode {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            listen: "127.0.0.1:6380".into(),
+            listen: Some("127.0.0.1:6380".into()),
+            tls_listen: None,
+            tls_cert_file: None,
+            tls_key_file: None,
+            tls_client_ca_file: None,
+            handshake_timeout_ms: 5_000,
             unix_socket: None,
             unix_socket_mode: "600".into(),
             http: None,
@@ -166,6 +211,7 @@ impl Default for UpstreamSettings {
             db: 0,
             username: None,
             password: None,
+            tls: None,
         }
     }
 }
@@ -220,8 +266,24 @@ impl Settings {
         if !["error", "warn", "info", "debug"].contains(&self.log.as_str()) {
             return Err("log: error, warn, info or debug".into());
         }
+        if !(100..=600_000).contains(&self.handshake_timeout_ms) {
+            return Err("handshake_timeout_ms: 100 to 600000".into());
+        }
+        self.check_listeners()?;
         self.unix_socket_mode()?;
         self.rule_set().map(|_| ())
+    }
+
+    fn check_listeners(&self) -> Result<(), String> {
+        if self.listen.is_none() && self.tls_listen.is_none() && self.unix_socket.is_none() {
+            return Err("listen: without it, tls_listen or unix_socket must be given".into());
+        }
+        let pair = (&self.tls_cert_file, &self.tls_key_file);
+        match (&self.tls_listen, pair) {
+            (Some(_), (None, _)) => Err("tls_cert_file: tls_listen needs it".into()),
+            (Some(_), (_, None)) => Err("tls_key_file: tls_listen needs it".into()),
+            _ => Ok(()),
+        }
     }
 
     /// The Unix socket's permissions.

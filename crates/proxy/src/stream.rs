@@ -1,30 +1,120 @@
-//! Connections of clients, over TCP or over a Unix socket, and where they are accepted.
+//! Connections: over TCP, encrypted or not, or over a Unix socket; and where clients are accepted.
 
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use keyheat_net::tls;
 
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
 
 use crate::shard::keep_alive;
+use crate::tls::{Credentials, Encrypted};
 
-/// A client's connection.
+/// A connection, of a client or upstream.
 #[derive(Debug)]
 pub(crate) enum Stream {
     Tcp(mio::net::TcpStream),
     Unix(mio::net::UnixStream),
+    Tls(Box<Encrypted>),
 }
 
 impl Stream {
+    /// Begins to connect.
+    ///
+    /// Args: `tls` whom to believe and the name connected to, where it is to be encrypted.
+    ///
+    /// # Errors
+    /// What is known at once.
+    pub fn connect(addr: SocketAddr, tls: Option<(&tls::Client, &str)>) -> io::Result<Self> {
+        let stream = mio::net::TcpStream::connect(addr)?;
+        match tls {
+            None => Ok(Self::Tcp(stream)),
+            Some((client, name)) => {
+                let begun = client.begin(stream.into(), name);
+                Ok(Self::encrypted(begun.map_err(io::Error::other)?))
+            }
+        }
+    }
+
+    fn encrypted(stream: tls::Stream) -> Self {
+        Self::Tls(Box::new(Encrypted::new(stream)))
+    }
+
+    /// Sets what an upstream connection has set: see there.
+    pub fn prepare_upstream(&self, set: impl Fn(socket2::SockRef<'_>)) {
+        match self {
+            Self::Tcp(stream) => set(stream.into()),
+            Self::Tls(stream) => set(stream.socket().into()),
+            Self::Unix(_) => {}
+        }
+    }
+
+    /// Whether a connection that was begun is there, and its ends agree on how to go on.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub fn is_there(&mut self) -> io::Result<bool> {
+        let (failed, peer) = match self {
+            Self::Unix(_) => return Ok(true),
+            Self::Tcp(stream) => (stream.take_error(), stream.peer_addr()),
+            Self::Tls(stream) => (stream.socket().take_error(), stream.socket().peer_addr()),
+        };
+        if let Ok(Some(e)) | Err(e) = failed {
+            return Err(e);
+        }
+        match (peer, self) {
+            (Ok(_), Self::Tls(stream)) => stream.agree(),
+            (Ok(_), _) => Ok(true),
+            (Err(e), _) if e.kind() == io::ErrorKind::NotConnected => Ok(false),
+            (Err(e), _) => Err(e),
+        }
+    }
+
+    /// Whether the two ends have yet to agree on how to go on.
+    pub fn is_agreeing(&self) -> bool {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => false,
+            Self::Tls(stream) => stream.is_agreeing(),
+        }
+    }
+
+    /// Whether something that was written has not left yet, so that the next event must `flush` it.
+    #[inline]
+    pub fn holds(&self) -> bool {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => false,
+            Self::Tls(stream) => stream.holds(),
+        }
+    }
+
+    /// Whether there may be more to read after a read of `n` bytes into `room`, though no event will say so.
+    #[inline]
+    pub fn may_have_more(&self, n: usize, room: usize) -> bool {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => n == room,
+            Self::Tls(stream) => n == room || stream.has_more(),
+        }
+    }
+
     /// Has a client whose machine vanished noticed after `silence`, and small replies leave at once.
     pub fn prepare(&self, silence: Duration) {
-        if let Self::Tcp(stream) = self {
-            let _ = stream.set_nodelay(true);
-            keep_alive(stream, silence);
+        match self {
+            Self::Tcp(stream) => {
+                let _ = stream.set_nodelay(true);
+                keep_alive(stream, silence);
+            }
+            Self::Tls(stream) => {
+                let _ = stream.socket().set_nodelay(true);
+                keep_alive(stream.socket(), silence);
+            }
+            Self::Unix(_) => {}
         }
     }
 }
@@ -35,6 +125,7 @@ impl Read for Stream {
         match self {
             Self::Tcp(stream) => stream.read(buf),
             Self::Unix(stream) => stream.read(buf),
+            Self::Tls(stream) => stream.read(buf),
         }
     }
 }
@@ -45,11 +136,15 @@ impl Write for Stream {
         match self {
             Self::Tcp(stream) => stream.write(buf),
             Self::Unix(stream) => stream.write(buf),
+            Self::Tls(stream) => stream.write(buf),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(()) // nothing is held back
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => Ok(()), // nothing is held back
+            Self::Tls(stream) => stream.flush(),
+        }
     }
 }
 
@@ -58,6 +153,7 @@ impl Source for Stream {
         match self {
             Self::Tcp(stream) => stream.register(to, token, interest),
             Self::Unix(stream) => stream.register(to, token, interest),
+            Self::Tls(stream) => stream.register(to, token, interest),
         }
     }
 
@@ -65,6 +161,7 @@ impl Source for Stream {
         match self {
             Self::Tcp(stream) => stream.reregister(to, token, interest),
             Self::Unix(stream) => stream.reregister(to, token, interest),
+            Self::Tls(stream) => stream.reregister(to, token, interest),
         }
     }
 
@@ -72,6 +169,7 @@ impl Source for Stream {
         match self {
             Self::Tcp(stream) => stream.deregister(from),
             Self::Unix(stream) => stream.deregister(from),
+            Self::Tls(stream) => stream.deregister(from),
         }
     }
 }
@@ -80,6 +178,8 @@ impl Source for Stream {
 #[derive(Debug)]
 pub(crate) enum Listener {
     Tcp(mio::net::TcpListener),
+    /// Its clients speak TLS, by the credentials that hold when they come.
+    Tls(mio::net::TcpListener, Arc<ArcSwap<Credentials>>),
     Unix(UnixSocket),
 }
 
@@ -95,6 +195,14 @@ impl Listener {
         Ok((Self::Tcp(listener), address))
     }
 
+    /// The same for clients that speak TLS.
+    pub fn over_tls(self, credentials: Arc<ArcSwap<Credentials>>) -> Self {
+        match self {
+            Self::Tcp(listener) => Self::Tls(listener, credentials),
+            other => other,
+        }
+    }
+
     /// The next client, and what it is called.
     ///
     /// # Errors
@@ -104,6 +212,15 @@ impl Listener {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept()?;
                 Ok((Stream::Tcp(stream), peer.to_string()))
+            }
+            Self::Tls(listener, credentials) => {
+                let (stream, peer) = listener.accept()?;
+                let credentials = credentials.load();
+                let Some(server) = &credentials.server else {
+                    return Err(io::ErrorKind::ConnectionAborted.into());
+                };
+                let begun = server.begin(stream.into()).map_err(io::Error::other)?;
+                Ok((Stream::encrypted(begun), peer.to_string()))
             }
             Self::Unix(socket) => {
                 let (stream, _) = socket.listener.accept()?;
@@ -118,7 +235,9 @@ impl Listener {
     /// The system refuses.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         match self {
-            Self::Tcp(listener) => registry.register(listener, token, Interest::READABLE),
+            Self::Tcp(listener) | Self::Tls(listener, _) => {
+                registry.register(listener, token, Interest::READABLE)
+            }
             Self::Unix(socket) => {
                 registry.register(&mut socket.listener, token, Interest::READABLE)
             }

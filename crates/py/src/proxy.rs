@@ -29,6 +29,7 @@ impl Proxy {
     #[new]
     fn new(settings_json: &str) -> PyResult<Self> {
         let settings = Settings::from_json(settings_json).map_err(PyValueError::new_err)?;
+        keyheat_proxy::check(&settings).map_err(PyValueError::new_err)?;
         Ok(Self {
             settings,
             running: Mutex::new(None),
@@ -47,7 +48,12 @@ impl Proxy {
 
     #[getter]
     fn listen(&self) -> PyResult<String> {
-        self.with(|p| p.listen_addr().to_string())
+        self.with(|p| p.listen_addr().map_or_else(String::new, |a| a.to_string()))
+    }
+
+    #[getter]
+    fn tls_listen(&self) -> PyResult<Option<String>> {
+        self.with(|p| p.tls_addr().map(|a| a.to_string()))
     }
 
     #[getter]

@@ -29,8 +29,13 @@ def serve(settings: ProxySettings, stop: threading.Event) -> int:
         stack.callback(proxy.stop)
         sys.stderr.write(f"upstream        {settings.upstream}\n")
         http = f"http://{proxy.http}" if proxy.http else "off"
-        socket = f" and unix://{settings.unix_socket}" if settings.unix_socket else ""
-        sys.stdout.write(f"keyheat listens on redis://{proxy.listen}{socket}, http on {http}\n")
+        places = (
+            ("redis", proxy.listen),
+            ("rediss", proxy.tls_listen),
+            ("unix", settings.unix_socket),
+        )
+        listens = " and ".join(f"{scheme}://{place}" for scheme, place in places if place)
+        sys.stdout.write(f"keyheat listens on {listens}, http on {http}\n")
         sys.stdout.flush()
         while not stop.wait(1.0):
             pass

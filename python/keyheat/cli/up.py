@@ -46,7 +46,7 @@ def run(options: UpOptions) -> int:
 def _settings(options: UpOptions) -> ProxySettings:
     try:
         return ProxySettings(
-            upstream=parse_url(options.upstream) if options.upstream else None,
+            upstream=parse_url(options.upstream, is_for_proxy=True) if options.upstream else None,
             listen=parse_address(options.listen, 6380),
             http=parse_address(options.http, 6381) if options.http else None,
             rules=load_rules(options.rules) if options.rules else None,

@@ -75,9 +75,29 @@ def _checked(values: dict[str, Any], where: str) -> ProxySettings:
         settings = ProxySettings.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{where}: {explain(error)}") from error
+    _check_tls(settings, where)
     if settings.rules is not None and settings.rules_file is not None:
         raise ConfigError(f"{where}: rules_file: accepted: rules in a file, or [[rules]] here, not both")
     return settings
+
+
+def _check_tls(settings: ProxySettings, where: str) -> None:
+    """What would be ignored must not be: it is asked for to be safe."""
+    for side, is_on, how in (
+        ("tls_", settings.tls_listen is not None, "tls_listen"),
+        (
+            "upstream_tls_",
+            settings.upstream is not None and settings.upstream.is_tls,
+            "an upstream of rediss://",
+        ),
+    ):
+        fields = type(settings).model_fields.items()
+        of_side = [(name, each.default) for name, each in fields if name.startswith(side)]
+        given = [name for name, default in of_side if getattr(settings, name) != default]
+        if given and not is_on:
+            raise ConfigError(f"{where}: {given[0]}: has no effect without {how}")
+    if settings.upstream_tls_key_file is not None and settings.upstream_tls_cert_file is None:
+        raise ConfigError(f"{where}: upstream_tls_key_file: needs upstream_tls_cert_file")
 
 
 def _with_rules(settings: ProxySettings) -> ProxySettings:

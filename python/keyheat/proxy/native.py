@@ -36,7 +36,7 @@ def start_proxy(settings: ProxySettings) -> "Proxy":
     """
     proxy = make_proxy(settings)
     socket = None if settings.unix_socket is None else str(settings.unix_socket)
-    addresses = " or ".join(filter(None, (settings.listen, socket, settings.http)))
+    addresses = " or ".join(filter(None, (settings.listen, settings.tls_listen, socket, settings.http)))
     try:
         proxy.start()
     except OSError as error:

@@ -4,6 +4,7 @@ The native module checks again and has the last word; these models are where a u
 first, with the file, the key and the accepted values in the message.
 """
 
+import ssl
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -42,7 +43,7 @@ def _url(value: object) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return parse_url(value)
+        return parse_url(value, is_for_proxy=True)
     except ConfigError as error:
         raise ValueError(str(error)) from error
 
@@ -75,7 +76,12 @@ class ProxySettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     # Where clients connect, and where the proxy is watched.
-    listen: Annotated[str, _address(6380)] = "127.0.0.1:6380"
+    listen: Annotated[str | None, _address(6380), _NoneIfEmpty] = "127.0.0.1:6380"
+    tls_listen: Annotated[str | None, _address(6380), _NoneIfEmpty] = None
+    tls_cert_file: _File = None
+    tls_key_file: _File = None
+    tls_client_ca_file: _File = None
+    handshake_timeout_ms: Annotated[int, Field(ge=100, le=600_000)] = 5_000
     unix_socket: Annotated[Path | None, _NoneIfEmpty, AfterValidator(_is_short_enough)] = None
     unix_socket_mode: Annotated[str, Field(pattern="^[1-7][0-7]{2}$")] = "600"
     http: Annotated[str | None, _address(6381), _NoneIfEmpty] = "127.0.0.1:6381"
@@ -86,6 +92,10 @@ class ProxySettings(BaseModel):
     upstream_password_file: _File = None
     sentinel_username: Annotated[str | None, _NoneIfEmpty] = None
     sentinel_password_file: _File = None
+    upstream_tls_ca_file: _File = None
+    upstream_tls_cert_file: _File = None
+    upstream_tls_key_file: _File = None
+    upstream_tls_verify: Literal["full", "ca", "none"] = "full"
     connect_timeout_ms: _Count = 1_000
     upstream_timeout_ms: Annotated[int, Field(ge=1_000, le=600_000)] = 30_000
 
@@ -117,10 +127,32 @@ class ProxySettings(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """As the native module takes it."""
-        whole = self.model_dump(mode="json", exclude=set(_OURS), exclude_none=True)
+        ours = {name for name in type(self).model_fields if name.startswith("upstream_tls")} | _OURS
+        whole = self.model_dump(mode="json", exclude=ours, exclude_none=True)
+        upstream = upstream_json(self.upstream or UpstreamUrl(("127.0.0.1:6379",)))
+        if self.upstream is not None and self.upstream.is_tls:
+            upstream["tls"] = self._upstream_tls()
         rules = None if self.rules is None else [rule.to_json() for rule in self.rules]
-        upstream = self.upstream or UpstreamUrl(("127.0.0.1:6379",))
-        return whole | {"http": self.http, "rules": rules, "upstream": upstream_json(upstream)}
+        return whole | {"listen": self.listen, "http": self.http, "rules": rules, "upstream": upstream}
+
+    def _upstream_tls(self) -> dict[str, Any]:
+        if self.upstream_tls_ca_file is not None:
+            files, directories = [str(self.upstream_tls_ca_file)], []
+        else:
+            # The system's, as every client of OpenSSL has them.
+            system = ssl.get_default_verify_paths()
+            files, directories = ([path] if path else [] for path in (system.cafile, system.capath))
+        return {
+            "verify": self.upstream_tls_verify,
+            "ca_files": files,
+            "ca_directories": directories,
+            "cert_file": _text(self.upstream_tls_cert_file),
+            "key_file": _text(self.upstream_tls_key_file),
+        }
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 # What the native module never hears of: it is done, or made into something else, before.

@@ -9,7 +9,8 @@ from keyheat.errors import ConfigError
 DEFAULT_PORT: Final = 6379
 DEFAULT_SENTINEL_PORT: Final = 26379
 _SCHEMES: Final = ("redis", "valkey")
-_SENTINEL_SCHEMES: Final = ("redis+sentinel", "valkey+sentinel")
+_TLS_SCHEMES: Final = ("rediss", "valkeys")
+_SENTINEL: Final = "+sentinel"
 _FORM: Final = "redis://[user:password@]host[:port][,host[:port]…][/db]"
 
 
@@ -21,7 +22,10 @@ class UpstreamUrl:
     db: int = 0
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    is_tls: bool = False
     sentinel_service: str | None = None
+    sentinel_username: str | None = None
+    sentinel_password: str | None = field(default=None, repr=False)
 
     @property
     def host(self) -> str:
@@ -35,14 +39,18 @@ class UpstreamUrl:
 
     def __str__(self) -> str:
         user = f"{self.username or ''}:***@" if self.password else ""
-        scheme, path = ("redis", "")
+        scheme, path = ("rediss" if self.is_tls else "redis", "")
         if self.sentinel_service:
-            scheme, path = ("redis+sentinel", f"/{self.sentinel_service}")
+            scheme, path = (f"{scheme}{_SENTINEL}", f"/{self.sentinel_service}")
         return f"{scheme}://{user}{','.join(self.addresses)}{path}" + (f"/{self.db}" if self.db else "")
 
 
-def parse_url(text: str) -> UpstreamUrl:
+def parse_url(text: str, *, is_for_proxy: bool = False) -> UpstreamUrl:
     """Parse a URL; `host:port` alone is one, too.
+
+    Args:
+        text: The URL.
+        is_for_proxy: Whether `rediss://` and Sentinels are accepted.
 
     Raises:
         ConfigError: It is not a URL of a Redis server, or asks for what keyheat cannot do yet. The
@@ -51,16 +59,25 @@ def parse_url(text: str) -> UpstreamUrl:
     scheme, separator, rest = text.strip().partition("://")
     if not separator:
         scheme, rest = "redis", scheme
-    if scheme.lower() in ("rediss", "valkeys"):
+    plain = scheme.lower().removesuffix(_SENTINEL)
+    is_sentinel = plain != scheme.lower()
+    is_tls = plain in _TLS_SCHEMES
+    if is_tls and not is_for_proxy:
         raise ConfigError(
-            f"{scheme}:// asks for TLS, which keyheat does not have yet (TLS comes later): use redis://"
+            f"{scheme}:// asks for TLS, which this command does not speak; the proxy does "
+            "(keyheat proxy --upstream)"
+        )
+    if is_sentinel and not is_for_proxy:
+        raise ConfigError(
+            f"{scheme}:// names Sentinels, which this command does not ask; the proxy does "
+            "(keyheat proxy --upstream); here, name the primary: redis://host:port"
         )
     if scheme.lower() == "unix":
         raise ConfigError("unix:// sockets are not supported yet: use redis://host:port")
-    is_sentinel = scheme.lower() in _SENTINEL_SCHEMES
-    if scheme.lower() not in _SCHEMES and not is_sentinel:
+    if plain not in (*_SCHEMES, *_TLS_SCHEMES):
         raise ConfigError(
-            f"the URL starts with {scheme!r}://; accepted: redis://, valkey://, redis+sentinel:// ({_FORM})"
+            f"the URL starts with {scheme!r}://; accepted: redis://, rediss://, valkey://, redis+sentinel:// "
+            f"({_FORM})"
         )
     rest, _, query = rest.partition("?")
     if query:
@@ -86,6 +103,7 @@ def parse_url(text: str) -> UpstreamUrl:
         db=_db(db),
         username=unquote(username) or None,
         password=unquote(password) or None,
+        is_tls=is_tls,
         sentinel_service=unquote(service) if service else None,
     )
 

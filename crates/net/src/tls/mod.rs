@@ -21,8 +21,10 @@
 //! - [`authorities`]: whose word is believed, and how that is read.
 //! - [`verify`]: whether a server's certificate is good.
 //! - [`stream`]: the stream.
+//! - [`server`]: the other end, for clients that connect here.
 
 pub mod authorities;
+pub mod server;
 pub mod stream;
 pub mod verify;
 
@@ -31,7 +33,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls::client::ResolvesClientCert;
 use rustls::crypto::{ring, CryptoProvider};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -39,6 +40,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, ClientConfig, ClientConnection, InconsistentKeys};
 
 pub use authorities::Authorities;
+pub use server::{Server, ServerSettings};
 pub use stream::Stream;
 pub use verify::Check;
 
@@ -55,7 +57,7 @@ pub struct Settings {
     pub is_tls13_only: bool,
 }
 
-/// A client's certificate and its key, in PEM; both may lie in one file.
+/// A certificate and its key, in PEM; both may lie in one file.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// The certificate, and behind it those of its issuers.
@@ -94,7 +96,8 @@ impl Client {
         let algorithms = provider.signature_verification_algorithms;
         let verifier = verify::Verifier::new(settings.check, &settings.authorities, algorithms)?;
         let identity = settings.identity.as_ref();
-        let identity = identity.map(|it| read(it, &provider)).transpose()?;
+        let identity = identity.map(|it| read(it, "the client's", &provider));
+        let identity = identity.transpose()?;
         let config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .map_err(|e| e.to_string())?
@@ -120,44 +123,57 @@ impl Client {
         timeout: Duration,
     ) -> Result<Stream, Failure> {
         let until = Instant::now() + timeout;
-        let name = ServerName::try_from(server_name.to_owned()).map_err(|_| {
-            Failure::Refused(format!("{server_name:?} is no name a certificate can have"))
-        })?;
-        let session = ClientConnection::new(Arc::clone(&self.config), name)
-            .map_err(|e| Failure::Refused(explain(&e)))?;
+        let session = self.session(server_name).map_err(Failure::Refused)?;
         Stream::agreed(socket, session.into(), until)
+    }
+
+    /// A stream over a socket that does not block, and need not be connected yet. The two agree while it is
+    /// read and written, or by [`Stream::agree`].
+    ///
+    /// # Errors
+    /// The name is none a certificate can have.
+    pub fn begin(&self, socket: TcpStream, server_name: &str) -> Result<Stream, String> {
+        let session = self.session(server_name)?;
+        Ok(Stream::begun(socket, session.into()))
+    }
+
+    fn session(&self, server_name: &str) -> Result<ClientConnection, String> {
+        let name = ServerName::try_from(server_name.to_owned())
+            .map_err(|_| format!("{server_name:?} is no name a certificate can have"))?;
+        ClientConnection::new(Arc::clone(&self.config), name).map_err(|e| explain(&e))
     }
 }
 
+/// Args: `whose` begins the sentence about a file that cannot be used.
 fn read(
     identity: &Identity,
+    whose: &str,
     provider: &CryptoProvider,
-) -> Result<Arc<dyn ResolvesClientCert>, String> {
+) -> Result<Arc<SingleCertAndKey>, String> {
     let bad = |path: &Path, what: &str, why: &dyn std::fmt::Display| {
-        format!("{what} cannot be read from {}: {why}", path.display())
+        format!(
+            "{whose} {what} cannot be read from {}: {why}",
+            path.display()
+        )
     };
     let path = &identity.certificate;
     let chain: Vec<_> = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect)
-        .map_err(|e| bad(path, "the client's certificate", &e))?;
+        .map_err(|e| bad(path, "certificate", &e))?;
     if chain.is_empty() {
-        return Err(bad(path, "the client's certificate", &"there is none"));
+        return Err(bad(path, "certificate", &"there is none"));
     }
     let path = &identity.key;
     let key = PrivateKeyDer::from_pem_file(path)
-        .map_err(|e| bad(path, "the client's key (without a password)", &e))?;
+        .map_err(|e| bad(path, "key (without a password)", &e))?;
     let key = provider
         .key_provider
         .load_private_key(key)
-        .map_err(|e| bad(path, "the client's key", &e))?;
+        .map_err(|e| bad(path, "key", &e))?;
     let both = CertifiedKey::new(chain, key);
     // Other errors are about certificates we cannot read; the server may, and it is the one to judge.
     if let Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) = both.keys_match() {
-        return Err(bad(
-            path,
-            "the client's key",
-            &"its certificate has another",
-        ));
+        return Err(bad(path, "key", &"its certificate has another"));
     }
     Ok(Arc::new(SingleCertAndKey::from(both)))
 }

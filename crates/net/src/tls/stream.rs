@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustls::Connection;
 
-use super::{explain, Failure};
+use super::{explain, server, Failure};
 
 /// See the module's description.
 #[derive(Debug)]
@@ -22,6 +22,44 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// One whose ends agree while it is read and written.
+    pub(super) fn begun(socket: TcpStream, session: Connection) -> Self {
+        Self { socket, session }
+    }
+
+    /// Goes on agreeing as far as the socket lets it; whether that is done. Until then nothing that is
+    /// written leaves.
+    ///
+    /// # Errors
+    /// Why the two do not agree.
+    pub fn agree(&mut self) -> io::Result<bool> {
+        while self.session.is_handshaking() {
+            match self.step() {
+                Err(e) if is_passing(&e) => return Ok(false),
+                done => done?,
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the two have not agreed yet.
+    #[must_use]
+    pub fn is_agreeing(&self) -> bool {
+        self.session.is_handshaking()
+    }
+
+    /// Whether something that was taken has not left yet: `flush` when the socket takes more.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.session.wants_write()
+    }
+
+    /// Says that nothing more will come, as far as the socket takes it.
+    pub fn farewell(&mut self) {
+        self.session.send_close_notify();
+        let _ = self.push();
+    }
+
     /// Has both ends agree, waiting at most until then.
     pub(super) fn agreed(
         socket: TcpStream,
@@ -62,7 +100,10 @@ impl Stream {
     fn step(&mut self) -> io::Result<()> {
         self.push()?;
         if self.session.is_handshaking() && self.pull()? == 0 {
-            let why = "the server hung up before TLS was agreed on";
+            let why = match self.session {
+                Connection::Client(_) => "the server hung up before TLS was agreed on",
+                Connection::Server(_) => "the client hung up before TLS was agreed on",
+            };
             return Err(io::Error::new(ErrorKind::UnexpectedEof, why));
         }
         Ok(())
@@ -93,7 +134,11 @@ impl Stream {
         // An answer to what was read, or word of why nothing more will be.
         let pushed = self.push();
         if let Err(e) = processed {
-            return Err(io::Error::new(ErrorKind::InvalidData, explain(&e)));
+            let why = match self.session {
+                Connection::Client(_) => explain(&e),
+                Connection::Server(_) => server::explain(&e),
+            };
+            return Err(io::Error::new(ErrorKind::InvalidData, why));
         }
         match pushed {
             Err(e) if !is_passing(&e) => Err(e),
@@ -138,6 +183,10 @@ impl Write for Stream {
         }
         self.push()?;
         let taken = self.session.writer().write(from)?;
+        if taken == 0 {
+            // Not agreed yet, and no room for more until then.
+            return Err(ErrorKind::WouldBlock.into());
+        }
         match self.push() {
             Err(e) if !is_passing(&e) => Err(e),
             _ => Ok(taken),

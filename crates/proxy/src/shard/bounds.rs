@@ -38,6 +38,19 @@ impl Shard {
         self.close_client(id);
     }
 
+    /// Cuts clients that take too long until they can send a request.
+    pub(super) fn cut_strangers(&mut self) {
+        while let Some(&(until, id)) = self.strangers.front() {
+            if self.now < until {
+                return;
+            }
+            self.strangers.pop_front();
+            if self.client(id).is_some_and(|c| c.stream.is_agreeing()) {
+                self.close_client(id);
+            }
+        }
+    }
+
     /// Draining: a client that waits for nothing and has sent nothing is let go.
     pub(super) fn let_go(&mut self) {
         let idle: Vec<ClientId> = self

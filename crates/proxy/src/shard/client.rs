@@ -219,9 +219,9 @@ impl Client {
         self.slots.len()
     }
 
-    /// Bytes that the client has yet to read.
+    /// Bytes that the client has yet to read. Those that TLS has taken and not sent count as one.
     pub fn backlog(&self) -> usize {
-        self.out.len() - self.written
+        self.out.len() - self.written + usize::from(self.stream.holds())
     }
 
     /// Bytes that are held on behalf of the client.

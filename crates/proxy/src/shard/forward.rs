@@ -2,19 +2,20 @@
 //! another node when the first one says so.
 
 use std::io::{ErrorKind, Write};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use keyheat_core::cache::SourceId;
 use keyheat_core::Nanos;
 use keyheat_resp::{encode, Protocol};
-use mio::net::TcpStream;
 use mio::{Interest, Token};
 
 use super::client::ClientId;
 use super::upstream::{Owner, Pending, Role, Stage, Step, Upstream};
 use super::{NodeState, Shard, KIND_BITS, KIND_UPSTREAM};
-use crate::topology::Topology;
+use crate::stream::Stream;
+use crate::topology::{host_of, Topology};
 use keyheat_net::clock::{MS, SEC};
 
 const BACKOFF_MIN: Nanos = 50 * MS;
@@ -134,11 +135,9 @@ impl Shard {
         else {
             return Err("ERR keyheat: the topology has changed; try again".into());
         };
-        let stream =
-            TcpStream::connect(addr).map_err(|e| self.cannot_open(node, &e.to_string()))?;
-        let _ = stream.set_nodelay(true);
-        keep_alive(&stream, UPSTREAM_KEEP_ALIVE);
-        bound_silence(&stream, self.settings.upstream_timeout());
+        let stream = self
+            .connect(node, addr)
+            .map_err(|e| self.cannot_open(node, &e.to_string()))?;
         self.generation = self.generation.wrapping_add(1);
         let mut up = Upstream::new(stream, self.generation, node, role, self.now);
         up.protocol = protocol;
@@ -159,6 +158,19 @@ impl Shard {
         self.stats.upstreams.add(1);
         self.set_up(index);
         Ok(index)
+    }
+
+    /// Begins to connect.
+    fn connect(&self, node: u32, addr: SocketAddr) -> std::io::Result<Stream> {
+        let name = host_of(self.node_name(node));
+        let stream = Stream::connect(addr, self.tls.as_deref().map(|tls| (tls, name)))?;
+        let silence = self.settings.upstream_timeout();
+        stream.prepare_upstream(|socket| {
+            let _ = socket.set_tcp_nodelay(true);
+            set_keep_alive(&socket, UPSTREAM_KEEP_ALIVE);
+            bound_silence(&socket, silence);
+        });
+        Ok(stream)
     }
 
     fn cannot_open(&self, node: u32, why: &str) -> String {
@@ -249,6 +261,14 @@ impl Shard {
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return self.close_upstream(index, &e.to_string()),
+            }
+        }
+        if up.stream.holds() {
+            match up.stream.flush() {
+                Err(e) if e.kind() != ErrorKind::WouldBlock => {
+                    self.close_upstream(index, &e.to_string());
+                }
+                _ => {}
             }
         }
     }
@@ -463,12 +483,16 @@ pub(crate) fn keep_alive<'a, S>(stream: &'a S, silence: Duration)
 where
     socket2::SockRef<'a>: From<&'a S>,
 {
+    set_keep_alive(&socket2::SockRef::from(stream), silence);
+}
+
+fn set_keep_alive(socket: &socket2::SockRef<'_>, silence: Duration) {
     let keepalive = socket2::TcpKeepalive::new()
         .with_time(silence)
         .with_interval(Duration::from_secs(5));
     #[cfg(target_os = "linux")]
     let keepalive = keepalive.with_retries(3);
-    let _ = socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_keepalive(&keepalive);
 }
 
 /// A peer that has acknowledged nothing for so long, though there was something to acknowledge, is gone: where
@@ -476,14 +500,11 @@ where
 ///
 /// It is the peer's system that acknowledges: a server that is merely busy is waited for, unless so much is
 /// sent to it that its buffers are full all that time.
-fn bound_silence<'a, S>(stream: &'a S, silence: Duration)
-where
-    socket2::SockRef<'a>: From<&'a S>,
-{
+fn bound_silence(socket: &socket2::SockRef<'_>, silence: Duration) {
     #[cfg(target_os = "linux")]
-    let _ = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(silence));
+    let _ = socket.set_tcp_user_timeout(Some(silence));
     #[cfg(not(target_os = "linux"))]
-    let _ = (stream, silence);
+    let _ = (socket, silence);
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -495,7 +516,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let silence = Duration::from_millis(1_234);
-        bound_silence(&stream, silence);
+        bound_silence(&socket2::SockRef::from(&stream), silence);
         let set = socket2::SockRef::from(&stream).tcp_user_timeout();
         assert_eq!(set.unwrap(), Some(silence));
     }

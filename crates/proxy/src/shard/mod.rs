@@ -129,6 +129,7 @@ pub(crate) struct PollReply {
 pub(crate) struct ShardParts {
     pub index: usize,
     pub settings: Arc<Settings>,
+    pub tls: Option<Arc<keyheat_net::tls::Client>>,
     pub poll: Poll,
     pub inbox: Receiver<ToShard>,
     pub control: Sender<ToControl>,
@@ -179,6 +180,8 @@ pub(crate) struct Shard {
     /// Bytes that may be held for clients and upstreams.
     budget: usize,
     settings: Arc<Settings>,
+    /// How connections upstream are encrypted, where they are.
+    tls: Option<Arc<keyheat_net::tls::Client>>,
     poll: Poll,
     inbox: Receiver<ToShard>,
     control: Sender<ToControl>,
@@ -191,6 +194,10 @@ pub(crate) struct Shard {
     dirty_clients: Vec<ClientId>,
     dirty_upstreams: Vec<(u32, u32)>,
     again: VecDeque<ClientId>,
+    /// Clients that are still saying who they are, and until when they may.
+    strangers: VecDeque<(Nanos, ClientId)>,
+    /// Steps of TLS handshakes in this turn.
+    handshakes: u32,
     /// Upstreams that may have more to read, though no event will say so.
     unread_upstreams: Vec<(u32, u32, bool)>,
 
@@ -261,6 +268,7 @@ impl Shard {
         Ok(Self {
             index: parts.index,
             budget: s.buffers_max_bytes / shards,
+            tls: parts.tls,
             poll: parts.poll,
             inbox: parts.inbox,
             control: parts.control,
@@ -272,6 +280,8 @@ impl Shard {
             dirty_clients: Vec::new(),
             dirty_upstreams: Vec::new(),
             again: VecDeque::new(),
+            strangers: VecDeque::new(),
+            handshakes: 0,
             unread_upstreams: Vec::new(),
             topology: None,
             topology_error: "not looked at yet".into(),
@@ -353,6 +363,7 @@ impl Shard {
 
     fn handle(&mut self, events: &Events) {
         self.now = clock::now();
+        self.handshakes = 0;
         for event in events {
             let token = event.token();
             if token == WAKER {
@@ -472,6 +483,11 @@ impl Shard {
             tracing::warn!("cannot watch a client: {e}");
             return;
         }
+        if client.stream.is_agreeing() {
+            let until = self.now + self.settings.handshake_timeout_ms * MS;
+            self.strangers
+                .push_back((until, client.name_at(entry.key())));
+        }
         entry.insert(client);
         self.stats.clients.add(1);
         self.stats.clients_total.add(1);
@@ -553,12 +569,18 @@ impl Shard {
                 Err(_) => return self.close_client(id),
             }
         }
+        if client.stream.holds() {
+            match client.stream.flush() {
+                Err(e) if e.kind() != ErrorKind::WouldBlock => return self.close_client(id),
+                _ => {}
+            }
+        }
         let had_stopped = client.has_unread;
         client.settle();
         // What is left in `input` behind a hold is still to be served.
         let has_rest = !client.input.is_empty() && client.has_unread;
         let is_over = client.is_closing || (client.has_ended && !has_rest);
-        if client.out.is_empty() && client.is_clear() && is_over {
+        if client.backlog() == 0 && client.is_clear() && is_over {
             return self.close_client(id);
         }
         let may_go_on = !client.is_blocked && !client.releases_pinned && !client.is_subscribing;
@@ -606,6 +628,7 @@ impl Shard {
         self.window
             .tune_check_steps(self.now, |node| nominator.check_steps(node, window));
         self.not_worth.retain(|_, until| *until > self.now);
+        self.cut_strangers();
         self.look_after_upstreams();
         self.look_at_replicas();
         self.expire_parked();

@@ -22,15 +22,12 @@ impl Shard {
             return;
         };
         if up.stage == Stage::Connecting {
-            if let Ok(Some(e)) | Err(e) = up.stream.take_error() {
-                return self.close_upstream(index, &e.to_string());
-            }
-            match up.stream.peer_addr() {
-                Ok(_) => self.on_connected(index),
-                Err(e) if e.kind() == ErrorKind::NotConnected => return,
+            match up.stream.is_there() {
+                Ok(true) => self.on_connected(index),
+                Ok(false) => return,
                 Err(e) => return self.close_upstream(index, &e.to_string()),
             }
-        } else if event.is_writable() && up.sent < up.sendable() {
+        } else if event.is_writable() && (up.sent < up.sendable() || up.stream.holds()) {
             self.mark_upstream(index);
         }
         let has_ended = event.is_read_closed() || event.is_error();
@@ -63,8 +60,9 @@ impl Shard {
                 }
                 Ok(n) => {
                     self.now = clock::now();
+                    let has_more = up.stream.may_have_more(n, scratch.len());
                     let is_ok = self.take_replies(index, &scratch[..n]);
-                    if !is_ok || (n < scratch.len() && !to_the_end) {
+                    if !is_ok || (!has_more && !to_the_end) {
                         break;
                     }
                 }

@@ -8,7 +8,7 @@ use keyheat_resp::{encode, slot};
 use mio::event::Event;
 
 use super::classify::{Class, Local, Merge};
-use super::client::{ClientId, Ticket, Transaction};
+use super::client::{Client, ClientId, Ticket, Transaction};
 use super::upstream::{Owner, Pending};
 use super::{Shard, BACKLOG_SOFT_BYTES, WAITING_MAX};
 use keyheat_net::clock;
@@ -21,6 +21,9 @@ const STRANGER: keyheat_resp::Limits = keyheat_resp::Limits {
     request_max_bytes: 64 * 1024,
     depth_max: 1,
 };
+
+/// Steps of TLS handshakes in one turn: about 2 ms with elliptic keys.
+const HANDSHAKES_MAX: u32 = 16;
 
 /// The limits that hold for a client now.
 pub(super) fn limits_of(client: &super::client::Client) -> keyheat_resp::Limits {
@@ -115,11 +118,21 @@ impl Shard {
             return;
         }
         client.has_unread = false;
-        if client.input.is_empty() {
+        if client.stream.is_agreeing() && !self.may_agree() {
+            return self.queue_client(id);
+        }
+        if self.clients[id.index as usize].input.is_empty() {
             self.read_fresh(id);
         } else {
             self.read_more(id);
         }
+    }
+
+    /// Whether this turn has time for a step of a TLS handshake: many that come at once must not keep the
+    /// others waiting.
+    fn may_agree(&mut self) -> bool {
+        self.handshakes += 1;
+        self.handshakes <= HANDSHAKES_MAX
     }
 
     /// The usual case: nothing is left from before, so requests are served where they were read.
@@ -127,10 +140,9 @@ impl Shard {
         let mut scratch = std::mem::take(&mut self.scratch);
         if let Some(n) = self.read_client(id, &mut scratch) {
             let used = self.serve(id, &scratch[..n]);
-            let is_full = n == scratch.len();
             if let Some(client) = self.client(id) {
                 client.input.extend_from_slice(&scratch[used..n]);
-                if is_full {
+                if client.stream.may_have_more(n, scratch.len()) {
                     self.queue_client(id);
                 }
             }
@@ -153,7 +165,8 @@ impl Shard {
                 input.extend_from_slice(&scratch[..n]);
                 let used = self.serve(id, &input);
                 input.drain(..used);
-                if n == scratch.len() {
+                let has_more = |c: &mut Client| c.stream.may_have_more(n, scratch.len());
+                if self.client(id).is_some_and(has_more) {
                     self.queue_client(id);
                 }
             }

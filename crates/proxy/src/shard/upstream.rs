@@ -10,9 +10,9 @@ use std::collections::VecDeque;
 use keyheat_core::Nanos;
 use keyheat_resp::reply::ReplyScanner;
 use keyheat_resp::{encode, Protocol};
-use mio::net::TcpStream;
 
 use super::client::{ClientId, Ticket};
+use crate::stream::Stream;
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub(super) enum Role {
 /// How far a connection has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// The TCP connection is not there yet.
+    /// The connection is not there yet, or its ends have not agreed on TLS.
     Connecting,
     /// HELLO, AUTH, SELECT and the like are not answered yet; requests wait behind them.
     Setup,
@@ -126,7 +126,7 @@ impl Pending {
 
 /// A connection to an upstream node.
 pub(super) struct Upstream {
-    pub stream: TcpStream,
+    pub stream: Stream,
     pub generation: u32,
     pub node: u32,
     /// The node for which accesses are counted: of a replica, its primary.
@@ -157,7 +157,7 @@ pub(super) struct Upstream {
 }
 
 impl Upstream {
-    pub fn new(stream: TcpStream, generation: u32, node: u32, role: Role, now: Nanos) -> Self {
+    pub fn new(stream: Stream, generation: u32, node: u32, role: Role, now: Nanos) -> Self {
         Self {
             stream,
             generation,

@@ -1,28 +1,70 @@
 //! A blocking connection to a server, for the little that is asked of the topology.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use keyheat_net::tls;
 use keyheat_resp::reply::{parse, Value};
 use keyheat_resp::{encode, Limits};
 
-use super::text;
+use super::{host_of, resolve, text};
+
+/// What a connection is made of.
+enum Wire {
+    Plain(TcpStream),
+    Tls(Box<tls::Stream>),
+}
+
+impl Wire {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read(buf),
+            Self::Tls(stream) => stream.read(buf),
+        }
+    }
+
+    fn write_all(&mut self, buf: &[u8]) -> std::io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.write_all(buf),
+            Self::Tls(stream) => stream.write_all(buf).and_then(|()| stream.flush()),
+        }
+    }
+}
 
 /// A blocking connection with a limit on every step, for the little that control asks.
 pub(super) struct Connection {
-    stream: TcpStream,
+    stream: Wire,
     buf: Vec<u8>,
     timeout: Duration,
 }
 
 impl Connection {
-    pub fn open(addr: SocketAddr, timeout: Duration) -> Result<Self, String> {
-        let stream = TcpStream::connect_timeout(&addr, timeout).map_err(|e| e.to_string())?;
+    /// Args: `address` as `host:port`.
+    pub fn open(
+        address: &str,
+        timeout: Duration,
+        tls: Option<&tls::Client>,
+    ) -> Result<Self, String> {
+        let socket = TcpStream::connect_timeout(&resolve(address)?, timeout);
+        let socket = socket.map_err(|e| e.to_string())?;
+        socket.set_nodelay(true).map_err(|e| e.to_string())?;
+        let stream = match tls {
+            None => Wire::Plain(socket),
+            Some(tls) => {
+                let stream = tls.connect(socket, host_of(address), timeout);
+                Wire::Tls(Box::new(stream.map_err(|e| match e {
+                    tls::Failure::Broken(why) | tls::Failure::Refused(why) => why,
+                })?))
+            }
+        };
+        let socket = match &stream {
+            Wire::Plain(socket) => socket,
+            Wire::Tls(stream) => stream.socket(),
+        };
         let set = |r: std::io::Result<()>| r.map_err(|e| e.to_string());
-        set(stream.set_read_timeout(Some(timeout)))?;
-        set(stream.set_write_timeout(Some(timeout)))?;
-        set(stream.set_nodelay(true))?;
+        set(socket.set_read_timeout(Some(timeout)))?;
+        set(socket.set_write_timeout(Some(timeout)))?;
         Ok(Self {
             stream,
             buf: Vec::new(),

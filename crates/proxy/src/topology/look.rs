@@ -1,8 +1,10 @@
 //! Looks at a server, at several of which one is the primary, or at a Cluster.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use keyheat_net::tls;
 use keyheat_resp::reply::Value;
 
 use super::connection::Connection;
@@ -20,6 +22,8 @@ pub struct Watcher {
     /// Replicas of the Cluster as it was last: they know who its primaries are, too.
     replicas: Vec<String>,
     failed: HashMap<String, Instant>,
+    /// How connections are encrypted, where they are.
+    pub(crate) tls: Option<Arc<tls::Client>>,
 }
 
 /// What a look at one address has found.
@@ -43,6 +47,7 @@ impl Watcher {
             registry: Registry::default(),
             replicas: Vec::new(),
             failed: HashMap::new(),
+            tls: None,
         }
     }
 
@@ -134,7 +139,7 @@ impl Watcher {
     /// A connection to a server, with the account it is to be used with.
     pub(super) fn connect(&self, address: &str, patience: Duration) -> Result<Connection, String> {
         let timeout = Duration::from_millis(self.settings.connect_timeout_ms).min(patience);
-        let mut conn = Connection::open(resolve(address)?, timeout)?;
+        let mut conn = Connection::open(address, timeout, self.tls.as_deref())?;
         let up = &self.settings.upstream;
         conn.authenticate(up.username.as_deref(), up.password.as_deref())?;
         Ok(conn)

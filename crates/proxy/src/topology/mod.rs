@@ -147,7 +147,8 @@ pub fn resolve(address: &str) -> Result<SocketAddr, String> {
         .ok_or_else(|| "has no address".to_owned())
 }
 
-fn host_of(address: &str) -> &str {
+/// The host of `host:port`, without the brackets of IPv6.
+pub(crate) fn host_of(address: &str) -> &str {
     address
         .rsplit_once(':')
         .map_or(address, |(h, _)| h)

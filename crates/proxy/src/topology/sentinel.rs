@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use keyheat_net::tls;
 use keyheat_resp::reply::Value;
 
 use super::connection::Connection;
@@ -27,13 +28,13 @@ struct Word {
 
 impl Watcher {
     pub(super) fn look_at_sentinels(&mut self) -> Result<Found, String> {
-        let up = &self.settings.upstream;
+        let (up, tls) = (&self.settings.upstream, self.tls.as_deref());
         let timeout = Duration::from_millis(self.settings.connect_timeout_ms).min(ANSWER_MAX);
         let said: Vec<(String, Result<Word, String>)> = std::thread::scope(|scope| {
             let asked: Vec<_> = up
                 .addresses
                 .iter()
-                .map(|address| (address, scope.spawn(move || ask(address, up, timeout))))
+                .map(|address| (address, scope.spawn(move || ask(address, up, timeout, tls))))
                 .collect();
             asked
                 .into_iter()
@@ -75,8 +76,13 @@ impl Watcher {
     }
 }
 
-fn ask(address: &str, up: &UpstreamSettings, timeout: Duration) -> Result<Word, String> {
-    let mut conn = Connection::open(resolve(address)?, timeout)?;
+fn ask(
+    address: &str,
+    up: &UpstreamSettings,
+    timeout: Duration,
+    tls: Option<&tls::Client>,
+) -> Result<Word, String> {
+    let mut conn = Connection::open(address, timeout, tls)?;
     conn.authenticate(
         up.sentinel_username.as_deref(),
         up.sentinel_password.as_deref(),

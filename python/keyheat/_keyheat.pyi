@@ -36,6 +36,16 @@ class Proxy:
     def upstream_error(self) -> str:
         """Why the upstream cannot be used now; empty if it can."""
 
+    def reload(self, settings_json: str) -> list[str]:
+        """Take over what may change while running; the names of the settings that may not, and would.
+
+        A ValueError names what is wrong, and nothing has changed.
+        """
+
+    @staticmethod
+    def log(level: str, text: str) -> None:
+        """Write a line of the log: `error`, `warn` or `info`."""
+
     def set_local_cache(self, on: bool) -> None:
         """Switch the local cache on or off while running."""
 

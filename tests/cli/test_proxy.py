@@ -1,18 +1,24 @@
 """`keyheat proxy` as a service manager runs it."""
 
 import re
+import shutil
 import signal
+import ssl
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from tests.client.tls_servers import Certificates
 from tests.conftest import RunKeyheat, StartKeyheat
 
 from keyheat.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.native
+
+PORTS = 'listen = "127.0.0.1:0"\nhttp = "127.0.0.1:0"\n'
 
 
 class Service:
@@ -23,12 +29,21 @@ class Service:
         self.process = start("proxy", "--config", str(file), *words)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        found = re.search(r"redis://127\.0\.0\.1:(\d+)", line)
+        found = re.findall(r"(?:\d+\.){3}\d+:(\d+)", line)
         assert found, line + self.process.communicate(timeout=10)[1]
-        self.port = int(found[1])
+        self.port, self.http = int(found[0]), f"127.0.0.1:{found[-1]}"
+        self.tls_port = int(found[1])
 
     def client(self, **options: Any) -> "redis.Redis":
         return redis.Redis("127.0.0.1", self.port, **options)
+
+    def until(self, word: str) -> str:
+        """The next line of the log with a word in it."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if word in line:
+                return line
+        raise AssertionError(f"it has ended without a word of {word!r}")
 
     def end(self) -> tuple[int, str]:
         """Exit status, and what it has said."""
@@ -46,7 +61,9 @@ def service(start_keyheat: StartKeyheat, tmp_path: Path, valkey: str) -> MakeSer
 
     def make(text: str = "", *words: str) -> Service:
         file = tmp_path / "proxy.toml"
-        file.write_text(f'listen = "127.0.0.1:0"\nhttp = "none"\nupstream = "{valkey}"\nshards = 1\n{text}')
+        file.write_text(
+            f'listen = "127.0.0.1:0"\nhttp = "127.0.0.1:0"\nupstream = "{valkey}"\nshards = 1\n{text}'
+        )
         return Service(start_keyheat, file, *words)
 
     return make
@@ -81,10 +98,7 @@ def test_an_account_from_a_file_is_the_proxys(
         admin.config_set("requirepass", "s3cret")
     (tmp_path / "password").write_text("s3cret\n")
     file = tmp_path / "proxy.toml"
-    file.write_text(
-        f'listen = "127.0.0.1:0"\nhttp = "none"\nupstream = "{own_server.address}"\n'
-        'upstream_password_file = "password"\n'
-    )
+    file.write_text(f'{PORTS}upstream = "{own_server.address}"\nupstream_password_file = "password"\n')
     running = Service(start_keyheat, file)
     with running.client(password="s3cret") as client:
         assert client.set("k", "v")
@@ -97,3 +111,121 @@ def test_what_cannot_be_used_is_refused_before_anything_starts(keyheat: RunKeyhe
     done = keyheat("proxy", "--log", "loud")
     assert (done.returncode, done.stdout) == (2, "")
     assert "log: accepted: 'error'" in done.stderr
+
+
+# ---------------------------------------------------------------- reload
+
+
+def test_a_reload_changes_what_may_change_and_cuts_nobody(
+    service: MakeService, eventually: Callable[..., Any]
+) -> None:
+    running = service("clients_max = 2")
+    with running.client(single_connection_client=True, retry=None) as client:
+        before = client.client_id()
+        text = running.file.read_text()
+        running.file.write_text(text.replace("clients_max = 2", 'clients_max = 100\nlog = "debug"'))
+        running.process.send_signal(signal.SIGHUP)
+
+        def admits_more() -> bool:
+            clients = [running.client(retry=None) for _ in range(4)]
+            try:
+                return all(each.ping() for each in clients)
+            except redis.RedisError:
+                return False
+            finally:
+                for each in clients:
+                    each.close()
+
+        eventually(admits_more)
+        assert client.client_id() == before
+    status, err = running.end()
+    assert status == 0
+    assert "reload: the settings were read and hold\n" in err
+
+
+def test_a_reload_names_what_cannot_change(service: MakeService) -> None:
+    running = service("cache_bytes = 1000000")
+    text = running.file.read_text().replace("shards = 1", "shards = 2").replace("1000000", "2000000")
+    running.file.write_text(text)
+    running.process.send_signal(signal.SIGHUP)
+    said = running.until("reload:")
+    assert "hold; these keep their values until a start anew: shards, cache_bytes" in said
+    with running.client() as client:
+        assert client.ping()
+    assert running.end()[0] == 0
+
+
+@pytest.mark.parametrize("text", ["clients_max = 0", "nonsense = 1", "= no toml", "max_staleness_ms = 3"])
+def test_a_bad_file_changes_nothing_and_says_why(service: MakeService, text: str) -> None:
+    running = service()
+    running.file.write_text(running.file.read_text() + text)
+    running.process.send_signal(signal.SIGHUP)
+    assert "reload: nothing has changed: the config file" in running.until("reload:")
+    with running.client() as client:
+        assert client.set("k", "v")
+    assert running.end()[0] == 0
+
+
+def test_a_reload_brings_new_rules_and_the_switch_of_the_cache(
+    service: MakeService, eventually: Callable[..., Any]
+) -> None:
+    rule = '[[rules]]\nname="{0}"\nmatch={{any=true}}\nlevels=[{{metric="reads",enter_per_s={1}}}]\n'
+    running = service("# more\n" + rule.format("never", 10**9))
+    base = running.file.read_text().partition("# more")[0]
+
+    def hot() -> str:
+        with running.client() as client:
+            for _ in range(50):
+                client.get("k")
+        with urllib.request.urlopen(f"http://{running.http}/api/hot", timeout=5) as answer:
+            text: str = answer.read().decode()
+            return text
+
+    assert '"keys":[]' in hot()
+    running.file.write_text(base + "local_cache = false\n" + rule.format("soon", 5))
+    running.process.send_signal(signal.SIGHUP)
+    eventually(lambda: '"rule":"soon"' in hot())
+    assert '"local_cache":{"on":false,"reason":"switched off"}' in hot()
+    running.file.write_text(base + rule.format("soon", 5))
+    running.process.send_signal(signal.SIGHUP)
+    eventually(lambda: '"local_cache":{"on":true' in hot())
+    assert '"rule":"soon"' in hot()
+    assert running.end()[0] == 0
+
+
+def test_a_reload_brings_a_new_certificate(
+    service: MakeService, tmp_path: Path, eventually: Callable[..., Any]
+) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl program on PATH: it makes the certificates of this test")
+    certificates = Certificates(tmp_path / "certificates")
+    pair = certificates.server
+    running = service(
+        f'tls_listen = "127.0.0.1:0"\ntls_cert_file = "{pair.certificate}"\ntls_key_file = "{pair.key}"'
+    )
+    ca: dict[str, Any] = {"ssl": True, "ssl_ca_certs": str(certificates.ca.certificate), "retry": None}
+
+    def shown() -> str:
+        return ssl.get_server_certificate(("127.0.0.1", running.tls_port))
+
+    old = shown()
+    with redis.Redis(port=running.tls_port, single_connection_client=True, **ca) as client:
+        before = client.client_id()
+        certificates.issued("server", "subjectAltName=DNS:localhost,IP:127.0.0.1")  # in place of the old
+        running.process.send_signal(signal.SIGHUP)
+        eventually(lambda: shown() != old)
+        assert client.client_id() == before
+        pair.key.write_text("nothing")
+        running.process.send_signal(signal.SIGHUP)
+        assert str(pair.key) in running.until("nothing has changed")
+        assert client.ping()
+    assert running.end()[0] == 0
+
+
+def test_without_a_file_a_hangup_is_the_end(start_keyheat: StartKeyheat, valkey: str) -> None:
+    words = ("--listen", "127.0.0.1:0", "--http", "none", "--upstream", valkey)
+    process = start_keyheat("proxy", *words)
+    assert process.stdout is not None
+    assert "listens on" in process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(20) == 0

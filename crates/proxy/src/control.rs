@@ -21,7 +21,7 @@ use mio::Waker;
 use crate::hotview::{HotPlan, HotView};
 use crate::parts;
 use crate::settings::Settings;
-use crate::shard::{Hits, PollReply, ToShard};
+use crate::shard::{Hits, PollReply, ShardSettings, ToShard};
 use crate::stats::ShardStats;
 use crate::tls::Credentials;
 use crate::topology::{Topology, Watcher};
@@ -65,6 +65,8 @@ pub(crate) enum ToControl {
     Tracking(usize, u32),
     /// Local answers on or off.
     LocalCache(bool),
+    /// Settings have changed.
+    Settings,
     /// Die of a bug.
     #[cfg(test)]
     Die,
@@ -106,7 +108,8 @@ pub(crate) struct HotNow {
 
 /// What control shares with the API.
 pub(crate) struct Shared {
-    pub settings: Arc<Settings>,
+    /// As they are now: some may change.
+    pub settings: ArcSwap<Settings>,
     /// What TLS takes, as it was read last.
     pub credentials: Arc<ArcSwap<Credentials>>,
     pub stats: Vec<Arc<ShardStats>>,
@@ -124,6 +127,8 @@ pub(crate) struct Shared {
 
 pub(crate) struct Control {
     shared: Arc<Shared>,
+    /// What is judged by.
+    settings: Arc<Settings>,
     shards: Vec<ShardHandle>,
     inbox: Receiver<ToControl>,
     watcher: Sender<Option<String>>,
@@ -141,22 +146,22 @@ impl Control {
         sender: Sender<ToControl>,
         inbox: Receiver<ToControl>,
     ) -> Result<Self, String> {
-        let detector = detector(&shared.settings)?;
+        let detector = detector(&shared.settings.load())?;
         let (watcher, wanted) = channel();
-        let mut watched = Watcher::new((*shared.settings).clone());
+        let mut watched = Watcher::new((**shared.settings.load()).clone());
         let told = Arc::clone(&shared);
-        let credentials = Arc::clone(&shared.credentials);
         std::thread::Builder::new()
             .name("keyheat-watch".into())
             .spawn(move || {
                 parts::keep_running("watch", &told.parts_dead, |_| {
                     // What it knows survives: the numbers of the nodes must never change.
-                    watch(&mut watched, &credentials, &wanted, &sender);
+                    watch(&mut watched, &told, &wanted, &sender);
                     Ok(())
                 });
             })
             .map_err(|e| e.to_string())?;
         Ok(Self {
+            settings: shared.settings.load_full(),
             shared,
             shards,
             inbox,
@@ -180,9 +185,9 @@ impl Control {
         });
     }
 
-    /// Forgets what was being judged when it died. Shards learn with the next verdict that nothing is hot.
+    /// Forgets what is being judged. Shards learn with the next verdict that nothing is hot.
     fn begin_anew(&mut self) -> Result<(), String> {
-        self.detector = detector(&self.shared.settings)?;
+        self.detector = detector(&self.shared.settings.load())?;
         self.last_hits = ByHash::default();
         if let Some(topology) = self.shared.topology.load_full() {
             self.detector
@@ -261,11 +266,32 @@ impl Control {
                     let _ = shard.tell(ToShard::LocalCache(on));
                 }
             }
+            ToControl::Settings => self.on_settings(),
             #[cfg(test)]
             ToControl::Die => panic!("planted"),
             ToControl::Stop => return None,
         }
         Some(false)
+    }
+
+    /// Tells the shards, and judges by the new rules; what was hot is so again once it is nominated.
+    fn on_settings(&mut self) {
+        let settings = self.shared.settings.load_full();
+        for shard in &self.shards {
+            let _ = shard.tell(ToShard::Settings(ShardSettings {
+                settings: Arc::clone(&settings),
+                tls: self.shared.credentials.load().client.clone(),
+            }));
+        }
+        let old = std::mem::replace(&mut self.settings, Arc::clone(&settings));
+        let is_same = old.rules == settings.rules
+            && (old.window_ms, old.hot_keys_max) == (settings.window_ms, settings.hot_keys_max);
+        if is_same {
+            return;
+        }
+        if let Err(e) = self.begin_anew() {
+            tracing::error!("the new rules cannot be judged by: {e}");
+        }
     }
 
     fn on_topology(&mut self, topology: Arc<Topology>) {
@@ -400,7 +426,7 @@ fn detector(settings: &Settings) -> Result<Detector, String> {
 
 fn watch(
     watcher: &mut Watcher,
-    credentials: &ArcSwap<Credentials>,
+    shared: &Shared,
     wanted: &Receiver<Option<String>>,
     control: &Sender<ToControl>,
 ) {
@@ -410,7 +436,8 @@ fn watch(
     loop {
         let looked = Instant::now();
         let is_eager = looked < eager_until;
-        watcher.tls.clone_from(&credentials.load().client);
+        watcher.settings = (**shared.settings.load()).clone();
+        watcher.tls.clone_from(&shared.credentials.load().client);
         let wait = match watcher.look() {
             Ok(topology) => {
                 if control

@@ -171,7 +171,7 @@ pub(crate) fn hot(shared: &Shared) -> Value {
     json!({
         "version": hot.set.version,
         "now_ns": now,
-        "max_staleness_ms": shared.settings.max_staleness_ms,
+        "max_staleness_ms": shared.settings.load().max_staleness_ms,
         "local_cache": cache_state(shared),
         "keys": keys,
     })
@@ -179,7 +179,7 @@ pub(crate) fn hot(shared: &Shared) -> Value {
 
 fn cache_state(shared: &Shared) -> Value {
     let refusals = lock(&shared.refusals);
-    let reason = if !shared.settings.may_cache() {
+    let reason = if !shared.settings.load().may_cache() {
         Some("switched off: max_staleness_ms is 0 or counting is off".to_owned())
     } else if !shared.cache_on.load(Relaxed) {
         Some("switched off".to_owned())
@@ -198,7 +198,7 @@ fn round(x: f64) -> f64 {
 
 /// A key as it may be shown: text and base64, or only its hash where keys are redacted.
 fn show(shared: &Shared, key: &[u8], hash: u64) -> (String, Option<String>) {
-    if shared.settings.redact_keys {
+    if shared.settings.load().redact_keys {
         return (format!("redacted:{hash:016x}"), None);
     }
     (String::from_utf8_lossy(key).into_owned(), Some(base64(key)))
@@ -261,7 +261,7 @@ pub(crate) fn metrics(shared: &Shared) -> String {
         (
             "max_staleness_seconds",
             "The bound on staleness of a local answer.",
-            shared.settings.max_staleness_ms as f64 / 1e3,
+            shared.settings.load().max_staleness_ms as f64 / 1e3,
         ),
         (
             "local_cache_on",

@@ -9,6 +9,7 @@
 //! - [`topology`]: who is upstream
 //! - `control`: from counts to verdicts, and back to the shards
 //! - `http`: what is shown
+//! - `reload`: settings that change while it runs
 //! - `parts`: threads that are run again should they die
 //! - `stream`, `tls`: connections, encrypted or not
 //! - [`stats`], [`hotview`]: what they share
@@ -25,6 +26,7 @@ mod http;
 mod listen;
 mod own_writes;
 mod parts;
+mod reload;
 pub mod settings;
 mod shard;
 pub mod stats;
@@ -111,7 +113,7 @@ impl Proxy {
             .map(|_| Arc::new(ShardStats::default()))
             .collect();
         let shared = Arc::new(Shared {
-            settings: Arc::clone(&settings),
+            settings: ArcSwap::new(Arc::clone(&settings)),
             credentials,
             stats: stats.clone(),
             hot: ArcSwap::default(),

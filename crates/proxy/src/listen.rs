@@ -101,7 +101,7 @@ fn accept_all(
         match listener.accept() {
             Ok((mut stream, peer)) => {
                 let clients: i64 = shared.stats.iter().map(|s| s.clients.get()).sum();
-                if clients >= shared.settings.clients_max as i64 {
+                if clients >= shared.settings.load().clients_max as i64 {
                     let _ = stream.write(b"-ERR max number of clients reached\r\n");
                     continue;
                 }

@@ -73,7 +73,7 @@ pub struct Settings {
 }
 
 /// The server or Cluster behind the proxy.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct UpstreamSettings {
     /// `auto` asks the server; `standalone` and `cluster` insist; with `sentinel` the addresses are Sentinels'.
@@ -227,7 +227,11 @@ impl Settings {
         Ok(settings)
     }
 
-    fn check(&self) -> Result<(), String> {
+    /// Checks what one setting can be told by itself, and what they can be told by together.
+    ///
+    /// # Errors
+    /// A sentence that names the setting and what it accepts.
+    pub(crate) fn check(&self) -> Result<(), String> {
         if self.upstream.addresses.is_empty() {
             return Err("upstream.addresses: name at least one host:port".into());
         }

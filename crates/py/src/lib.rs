@@ -6,6 +6,7 @@
 //! - [`client`]: what stands between an application and its client library.
 
 mod client;
+mod logs;
 mod proxy;
 
 use pyo3::prelude::*;

@@ -1,11 +1,13 @@
 //! The proxy, as Python starts and asks it.
 
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use keyheat_proxy::settings::Settings;
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+
+use crate::logs;
 
 /// A proxy in threads of this process.
 #[pyclass]
@@ -37,7 +39,7 @@ impl Proxy {
     }
 
     fn start(&self, py: Python<'_>) -> PyResult<()> {
-        log_to_stderr(&self.settings.log);
+        logs::set_up(&self.settings.log);
         let settings = self.settings.clone();
         let started = py
             .detach(|| keyheat_proxy::Proxy::start(settings))
@@ -73,6 +75,27 @@ impl Proxy {
         self.with(keyheat_proxy::Proxy::metrics)
     }
 
+    /// Takes over what may change while running; the names of what may not.
+    fn reload(&self, py: Python<'_>, settings_json: &str) -> PyResult<Vec<&'static str>> {
+        let settings = Settings::from_json(settings_json).map_err(PyValueError::new_err)?;
+        let level = settings.log.clone();
+        let kept = py
+            .detach(|| self.with(|p| p.reload(settings)))?
+            .map_err(PyValueError::new_err)?;
+        logs::set_up(&level);
+        Ok(kept)
+    }
+
+    /// A line of the log.
+    #[staticmethod]
+    fn log(level: &str, text: &str) {
+        match level {
+            "error" => tracing::error!("{text}"),
+            "warn" => tracing::warn!("{text}"),
+            _ => tracing::info!("{text}"),
+        }
+    }
+
     fn set_local_cache(&self, on: bool) -> PyResult<()> {
         self.with(|p| p.set_local_cache(on))
     }
@@ -105,22 +128,4 @@ fn to_python(e: std::io::Error) -> PyErr {
         Some(number) => PyOSError::new_err((number, e.to_string())),
         None => PyOSError::new_err(e.to_string()),
     }
-}
-
-fn log_to_stderr(level: &str) {
-    static ONCE: Once = Once::new();
-    let level = match level {
-        "error" => tracing::Level::ERROR,
-        "warn" => tracing::Level::WARN,
-        "debug" => tracing::Level::DEBUG,
-        _ => tracing::Level::INFO,
-    };
-    ONCE.call_once(|| {
-        tracing_subscriber::fmt()
-            .with_max_level(level)
-            .with_writer(std::io::stderr)
-            .with_ansi(false)
-            .with_target(false)
-            .init();
-    });
 }

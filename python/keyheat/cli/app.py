@@ -177,8 +177,9 @@ def up(
 def proxy(config: ConfigFile = None, check: Check = False, **flags: str | bool | None) -> None:
     """Start the proxy as a service: from a file, flags, or both.
 
-    There is a flag for each key of the file. Ends on SIGTERM or Ctrl-C like `keyheat up`. Exit status 2 if a
-    setting cannot be used, 1 if the proxy cannot be started or the drain took too long.
+    There is a flag for each key of the file. Ends on SIGTERM or Ctrl-C like `keyheat up`; SIGHUP reads the
+    file anew, and cuts no connection. Exit status 2 if a setting cannot be used, 1 if the proxy cannot be
+    started or the drain took too long.
     """
     from keyheat.cli.proxy import check as check_only
     from keyheat.cli.proxy import run

@@ -1,19 +1,16 @@
 """`keyheat proxy`."""
 
 import sys
-import threading
 
-from keyheat.cli.serving import catch_signals, serve
+from keyheat.cli.serving import Signals, serve
 from keyheat.proxy.config import ConfigSource
 from keyheat.proxy.native import make_proxy
 
 
 def run(source: ConfigSource) -> int:
-    """Serve until SIGTERM or Ctrl-C, then drain."""
+    """Serve until SIGTERM or Ctrl-C, then drain; SIGHUP reads the file anew."""
     settings = source.load()
-    stop = threading.Event()
-    catch_signals(stop)
-    return serve(settings, stop)
+    return serve(settings, Signals(), None if source.path is None else source.load)
 
 
 def check(source: ConfigSource) -> int:

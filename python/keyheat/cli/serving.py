@@ -1,46 +1,88 @@
 """A proxy that serves until it is told to end, for the commands that start one."""
 
+import json
 import logging
+import queue
 import signal
 import sys
-import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import FrameType
+from typing import TYPE_CHECKING, Final
 
+from keyheat.errors import ConfigError
 from keyheat.proxy.native import start_proxy
 from keyheat.proxy.settings import ProxySettings
 
+if TYPE_CHECKING:
+    from keyheat._keyheat import Proxy
 
-def catch_signals(stop: threading.Event) -> None:
-    """Have SIGTERM, SIGINT and SIGHUP set it, from here on."""
-
-    def ask_to_stop(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, ask_to_stop)
+_CAUGHT: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def serve(settings: ProxySettings, stop: threading.Event) -> int:
-    """Serve until `stop` is set, then drain; the exit status."""
+class Signals:
+    """The signals that came, in order; caught from the moment this is made."""
+
+    def __init__(self) -> None:
+        # The one queue whose `put` may interrupt another.
+        self._came: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in _CAUGHT:
+            signal.signal(number, self._take)
+
+    def _take(self, number: int, _frame: FrameType | None) -> None:
+        self._came.put(number)
+
+    def next(self) -> int:
+        """The next one; waits for it."""
+        while True:
+            try:
+                # Never for ever in one go: not every platform wakes a wait for a signal.
+                return self._came.get(timeout=1.0)
+            except queue.Empty:
+                continue
+
+
+def serve(
+    settings: ProxySettings, signals: Signals, reload: Callable[[], ProxySettings] | None = None
+) -> int:
+    """Serve until told to end, then drain; the exit status.
+
+    Args:
+        settings: The settings.
+        signals: What tells.
+        reload: Reads the settings anew, for SIGHUP; without it, SIGHUP ends the proxy.
+    """
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     with ExitStack() as stack:
         proxy = start_proxy(settings)
         stack.callback(proxy.stop)
-        sys.stderr.write(f"upstream        {settings.upstream}\n")
-        http = f"http://{proxy.http}" if proxy.http else "off"
-        places = (
-            ("redis", proxy.listen),
-            ("rediss", proxy.tls_listen),
-            ("unix", settings.unix_socket),
-        )
-        listens = " and ".join(f"{scheme}://{place}" for scheme, place in places if place)
-        sys.stdout.write(f"keyheat listens on {listens}, http on {http}\n")
-        sys.stdout.flush()
-        while not stop.wait(1.0):
-            pass
-        sys.stderr.write(f"draining, {settings.drain_timeout_s:g} s at most\n")
+        _say_where(proxy, settings)
+        while signals.next() == signal.SIGHUP and reload is not None:
+            settings = _reloaded(proxy, settings, reload)
+        proxy.log("info", f"draining, {settings.drain_timeout_s:g} s at most")
         is_drained = proxy.drain(settings.drain_timeout_s)
-    if not is_drained:
-        sys.stderr.write("keyheat: stopped with requests unanswered: the drain took too long\n")
+        if not is_drained:
+            proxy.log("error", "stopped with requests unanswered: the drain took too long (drain_timeout_s)")
     return 0 if is_drained else 1
+
+
+def _say_where(proxy: "Proxy", settings: ProxySettings) -> None:
+    proxy.log("info", f"the upstream is {settings.upstream}")
+    places = (("redis", proxy.listen), ("rediss", proxy.tls_listen), ("unix", settings.unix_socket))
+    listens = " and ".join(f"{scheme}://{place}" for scheme, place in places if place)
+    http = f"http://{proxy.http}" if proxy.http else "off"
+    sys.stdout.write(f"keyheat listens on {listens}, http on {http}\n")
+    sys.stdout.flush()
+
+
+def _reloaded(proxy: "Proxy", settings: ProxySettings, reload: Callable[[], ProxySettings]) -> ProxySettings:
+    """The settings that hold after a reload: the old ones if the new cannot be used."""
+    try:
+        new = reload()
+        kept = proxy.reload(json.dumps(new.to_json()))
+    except (ConfigError, ValueError) as error:
+        proxy.log("error", f"reload: nothing has changed: {error}")
+        return settings
+    stay = f"; these keep their values until a start anew: {', '.join(kept)}" if kept else ""
+    proxy.log("warn" if kept else "info", f"reload: the settings were read and hold{stay}")
+    return new

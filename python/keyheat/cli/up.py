@@ -1,7 +1,6 @@
 """`keyheat up`."""
 
 import sys
-import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from keyheat.cli.serving import catch_signals, serve
+from keyheat.cli.serving import Signals, serve
 from keyheat.detect.rules import explain, load_rules
 from keyheat.errors import ConfigError
 from keyheat.proxy.settings import ProxySettings
@@ -31,8 +30,7 @@ class UpOptions:
 def run(options: UpOptions) -> int:
     """Serve until SIGTERM or Ctrl-C, then drain."""
     settings = _settings(options)
-    stop = threading.Event()
-    catch_signals(stop)
+    signals = Signals()
     with ExitStack() as stack:
         if options.upstream is None:
             from keyheat.server.embedded import EmbeddedServer
@@ -40,7 +38,7 @@ def run(options: UpOptions) -> int:
             server = stack.enter_context(EmbeddedServer())
             settings = settings.model_copy(update={"upstream": parse_url(server.url)})
             sys.stderr.write(f"embedded server {server.address} (its data ends with this command)\n")
-        return serve(settings, stop)
+        return serve(settings, signals)
 
 
 def _settings(options: UpOptions) -> ProxySettings:

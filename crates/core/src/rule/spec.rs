@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::{Level, Metric, Pattern, Plan, Remedy, Rule, RuleSet};
 
 /// One rule, as written by an operator.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RuleSettings {
     /// Its name, shown beside every key it finds.
@@ -29,7 +29,7 @@ pub struct RuleSettings {
 }
 
 /// Which keys a rule is about.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum MatchSettings {
     /// Every key (`true`).
@@ -57,7 +57,7 @@ pub enum RemedySettings {
 }
 
 /// What a level measures.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MetricSettings {
     /// Reads and writes.
@@ -71,7 +71,7 @@ pub enum MetricSettings {
 }
 
 /// One level of a rule.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LevelSettings {
     /// What is measured.

@@ -22,6 +22,7 @@
 //! - `fill`: the local cache; `tracking`: invalidations and heartbeats
 //! - `replicas`: reads from replicas
 //! - `count`: accesses counted, keys nominated
+//! - `settings`: settings that change
 //! - `bounds`: clients that are let go
 //! - `gather`: how many requests go upstream in one write
 
@@ -39,6 +40,7 @@ mod replicas;
 mod replies;
 mod serve;
 mod session;
+mod settings;
 mod subscribe;
 mod tracking;
 mod upstream;
@@ -106,10 +108,18 @@ pub(crate) enum ToShard {
     Poll(Arc<[u64]>, Sender<PollReply>),
     /// Local answers on or off.
     LocalCache(bool),
+    /// Settings have changed.
+    Settings(ShardSettings),
     /// Finish what is under way and let the clients go.
     Drain,
     /// End now.
     Stop,
+}
+
+/// What of the settings a shard goes by.
+pub(crate) struct ShardSettings {
+    pub settings: Arc<Settings>,
+    pub tls: Option<Arc<keyheat_net::tls::Client>>,
 }
 
 /// Local answers given for one hot key.
@@ -446,6 +456,7 @@ impl Shard {
                     self.cache.clear();
                 }
             }
+            ToShard::Settings(settings) => self.on_settings(settings),
             ToShard::Drain => self.is_draining = true,
             ToShard::Stop => self.is_stopped = true,
         }

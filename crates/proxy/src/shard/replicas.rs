@@ -104,6 +104,20 @@ impl Shard {
             }
     }
 
+    /// The settings say anew whether reads may go to replicas.
+    pub(super) fn read_from_replicas_as_told(&mut self) {
+        let is_wanted = self.settings.reads_replicas();
+        if is_wanted && !self.asks_replicas {
+            // Writes were not noted meanwhile: what is not learnt from now on proves nothing.
+            for state in &mut self.nodes {
+                state.replication.fresh_at = 0;
+                state.replication.samples.clear();
+            }
+        }
+        self.asks_replicas = is_wanted;
+        self.replicas_on = is_wanted;
+    }
+
     /// Sends a read to a replica. `None`: it goes to the primary.
     pub(super) fn read_from_replica(
         &mut self,

@@ -17,7 +17,7 @@ const FAILED_FOR: Duration = Duration::from_secs(5);
 /// Looks at the upstream again and again.
 #[derive(Debug)]
 pub struct Watcher {
-    pub(super) settings: Settings,
+    pub(crate) settings: Settings,
     pub(super) registry: Registry,
     /// Replicas of the Cluster as it was last: they know who its primaries are, too.
     replicas: Vec<String>,

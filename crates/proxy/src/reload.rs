@@ -1,0 +1,82 @@
+//! Settings that change while the proxy runs, without a connection being cut.
+//!
+//! What may change is taken over as a whole or not at all: everything is read and checked first, and only then
+//! told to the threads. What may not (addresses, threads, the sizes of what is allocated at the start, the
+//! staleness bound that is promised) keeps its value, and is named.
+
+use std::sync::Arc;
+
+use crate::control::ToControl;
+use crate::settings::Settings;
+use crate::tls::Credentials;
+use crate::Proxy;
+
+macro_rules! taken_over {
+    ($old:ident, $new:ident, may change: $($live:ident)*; stay: $($fixed:ident)*) => {{
+        // Every setting is named: one that is added must be put on one of the lists.
+        let Settings { $($live,)* $($fixed,)* } = $new;
+        let mut kept = Vec::new();
+        $(if $old.$fixed != $fixed {
+            kept.push(stringify!($fixed));
+        })*
+        let merged = Settings { $($live,)* $($fixed: $old.$fixed.clone(),)* };
+        (merged, kept)
+    }};
+}
+
+/// The settings that hold from now on, and the names of those that would take a start anew.
+fn merge(old: &Settings, new: Settings) -> (Settings, Vec<&'static str>) {
+    taken_over!(old, new,
+        may change:
+        tls_cert_file tls_key_file tls_client_ca_file handshake_timeout_ms
+        local_cache rules window_ms hot_keys_max
+        redact_keys buffers_max_bytes clients_max
+        connect_timeout_ms upstream_timeout_ms
+        read_from read_your_writes replica_lag_max_ms
+        log;
+        stay:
+        listen tls_listen unix_socket unix_socket_mode http upstream shards
+        max_staleness_ms cache_bytes cache_value_max_bytes counting
+    )
+}
+
+impl Proxy {
+    /// Takes over what may change while running; returns the names of the settings that may not, and would.
+    ///
+    /// # Errors
+    /// A sentence that names the setting; then nothing has changed.
+    pub fn reload(&self, settings: Settings) -> Result<Vec<&'static str>, String> {
+        let old = self.shared.settings.load_full();
+        let (settings, kept) = merge(&old, settings);
+        settings.check()?;
+        let credentials = Credentials::read(&settings)?;
+        let settings = Arc::new(settings);
+        self.shared.credentials.store(Arc::new(credentials));
+        self.shared.settings.store(Arc::clone(&settings));
+        let _ = self.control.send(ToControl::Settings);
+        if old.local_cache != settings.local_cache {
+            self.set_local_cache(settings.local_cache);
+        }
+        Ok(kept)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_change_keeps_its_value_and_is_named() {
+        let old = Settings::default();
+        let new = Settings {
+            shards: 7,
+            clients_max: 3,
+            max_staleness_ms: 50,
+            ..Settings::default()
+        };
+        let (merged, kept) = merge(&old, new);
+        assert_eq!(kept, ["shards", "max_staleness_ms"]);
+        assert_eq!((merged.shards, merged.clients_max), (0, 3));
+        assert_eq!(merge(&old, old.clone()).1, Vec::<&str>::new());
+    }
+}

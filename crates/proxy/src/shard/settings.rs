@@ -1,0 +1,39 @@
+//! Settings that change while a shard runs.
+
+use std::sync::Arc;
+
+use keyheat_core::detect::Nominator;
+use keyheat_core::window::{Totals, Window};
+
+use super::{Shard, ShardSettings};
+use crate::settings::Settings;
+
+impl Shard {
+    /// New settings hold from here on; those of connections, for new ones.
+    pub(super) fn on_settings(&mut self, new: ShardSettings) {
+        let ShardSettings { settings, tls } = new;
+        self.tls = tls;
+        self.budget = settings.buffers_max_bytes / settings.shard_count().max(1);
+        let old = std::mem::replace(&mut self.settings, Arc::clone(&settings));
+        self.read_from_replicas_as_told();
+        if old.rules == settings.rules && old.window_ms == settings.window_ms {
+            return;
+        }
+        if let Err(e) = self.count_anew(&settings) {
+            tracing::error!("the new rules cannot be counted by: {e}");
+        }
+    }
+
+    /// Counts for other rules: from nothing, as a window is over soon.
+    fn count_anew(&mut self, settings: &Settings) -> Result<(), String> {
+        let count = settings.shard_count().max(1);
+        let nominator = Nominator::new(&settings.rule_set()?, count as u32);
+        let span = settings.window()?;
+        let mut window = Window::new(span.clone()).map_err(|e| e.to_string())?;
+        let (ops, bytes) = nominator.check_steps(&Totals::default(), span.window);
+        window.set_check_steps(ops, bytes);
+        self.nominator = nominator;
+        self.window = window;
+        Ok(())
+    }
+}

@@ -38,6 +38,7 @@ def test_the_reference_has_every_setting_with_its_default() -> None:
     defaults = ProxySettings()
     for name, value in values.items():
         default = getattr(defaults, name)
+        default = list(default) if isinstance(default, tuple) else default
         if name == "rules":
             assert [Rule.model_validate(rule) for rule in value] == [DEFAULT_RULE]
         elif name == "upstream":

@@ -11,6 +11,7 @@
 //! - `http`: what is shown
 //! - `reload`: settings that change while it runs
 //! - `parts`: threads that are run again should they die
+//! - `listen`, `listener`, `unix_socket`: clients accepted; `headed`, `proxy_header`: from balancers
 //! - `stream`, `tls`: connections, encrypted or not
 //! - [`stats`], [`hotview`]: what they share
 //!
@@ -21,18 +22,23 @@
 //! of its slot, and `shard::replies` brings the answer back to the client's slot and counts it.
 
 mod control;
+mod headed;
 pub mod hotview;
 mod http;
 mod listen;
+mod listener;
 mod own_writes;
 mod parts;
+mod proxy_header;
 mod reload;
+mod seldom;
 pub mod settings;
 mod shard;
 pub mod stats;
 mod stream;
 mod tls;
 pub mod topology;
+mod unix_socket;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
@@ -50,12 +56,13 @@ use mio::{Poll, Waker};
 
 use control::{Control, ShardHandle, Shared, ToControl};
 use listen::Acceptor;
+use listener::{Front, Listener};
 use own_writes::WriteTimes;
 use settings::Settings;
 use shard::{Shard, ShardParts, ToShard};
 use stats::ShardStats;
-use stream::{Listener, UnixSocket};
 use tls::Credentials;
+use unix_socket::UnixSocket;
 
 /// A running proxy. Dropping it ends it.
 pub struct Proxy {
@@ -91,13 +98,14 @@ impl Proxy {
         let mut listen_addr = None;
         let mut tls_addr = None;
         if let Some(address) = &settings.listen {
-            let (listener, bound) = Listener::tcp(bind(address)?)?;
-            listeners.push(listener);
+            let (front, bound) = Front::new(bind(address)?)?;
+            listeners.push(Listener::Tcp(front.behind(settings.balancers())));
             listen_addr = Some(bound);
         }
         if let Some(address) = &settings.tls_listen {
-            let (listener, bound) = Listener::tcp(bind(address)?)?;
-            listeners.push(listener.over_tls(Arc::clone(&credentials)));
+            let (front, bound) = Front::new(bind(address)?)?;
+            let front = front.over_tls(Arc::clone(&credentials));
+            listeners.push(Listener::Tcp(front.behind(settings.balancers())));
             tls_addr = Some(bound);
         }
         if let Some(path) = &settings.unix_socket {

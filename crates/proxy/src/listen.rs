@@ -12,9 +12,10 @@ use std::time::Duration;
 use mio::{Events, Poll, Token, Waker};
 
 use crate::control::{ShardHandle, Shared};
+use crate::listener::{Arrival, Listener};
 use crate::parts;
+use crate::seldom::Seldom;
 use crate::shard::ToShard;
-use crate::stream::Listener;
 
 const STOP: Token = Token(usize::MAX);
 
@@ -68,6 +69,7 @@ fn run(
 ) -> std::io::Result<()> {
     let mut events = Events::with_capacity(8);
     let mut turn = 0;
+    let mut strangers = Seldom::default();
     // After a failure (no file descriptors left, say) the event does not come again; nor does that of clients
     // who came before a start anew.
     let mut retry = Some(Duration::ZERO);
@@ -79,7 +81,14 @@ fn run(
         }
         retry = None;
         for listener in listeners {
-            if !accept_all(listener, shards, shared, is_stopped, &mut turn) {
+            if !accept_all(
+                listener,
+                shards,
+                shared,
+                is_stopped,
+                &mut turn,
+                &mut strangers,
+            ) {
                 retry = Some(Duration::from_millis(100));
             }
         }
@@ -96,10 +105,16 @@ fn accept_all(
     shared: &Shared,
     is_stopped: &AtomicBool,
     turn: &mut usize,
+    strangers: &mut Seldom,
 ) -> bool {
     while !is_stopped.load(Ordering::Acquire) {
         match listener.accept() {
-            Ok((mut stream, peer)) => {
+            Ok(Arrival::Stranger(peer)) => {
+                if strangers.may_tell() {
+                    tracing::warn!(client = %peer, "cut: it is in no network of proxy_protocol_trusted");
+                }
+            }
+            Ok(Arrival::Client(mut stream, peer)) => {
                 let clients: i64 = shared.stats.iter().map(|s| s.clients.get()).sum();
                 if clients >= shared.settings.load().clients_max as i64 {
                     let _ = stream.write(b"-ERR max number of clients reached\r\n");

@@ -9,6 +9,8 @@ use keyheat_core::rule::{Rule, RuleSet};
 use keyheat_core::window::WindowSettings;
 use serde::Deserialize;
 
+use crate::proxy_header::Network;
+
 /// The settings of one proxy, as JSON (see `docs/settings.md`).
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -23,6 +25,10 @@ pub struct Settings {
     pub tls_key_file: Option<PathBuf>,
     /// Certificates of which one must vouch for such a client; any may come if absent.
     pub tls_client_ca_file: Option<PathBuf>,
+    /// Whether clients come through balancers that say for whom they connect (PROXY protocol).
+    pub proxy_protocol: ProxyProtocol,
+    /// The networks of those balancers; nobody else is let in.
+    pub proxy_protocol_trusted: Vec<String>,
     /// How long a client may take until it can send its first request, in milliseconds.
     pub handshake_timeout_ms: u64,
     /// A Unix socket at which clients of this host connect as well; none if absent.
@@ -151,6 +157,16 @@ pub enum ReadYourWrites {
     Proxy,
 }
 
+/// Whether connections begin with a header of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyProtocol {
+    /// They do not.
+    Off,
+    /// All do.
+    Required,
+}
+
 /// What kind of deployment the upstream is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -173,6 +189,8 @@ impl Default for Settings {
             tls_cert_file: None,
             tls_key_file: None,
             tls_client_ca_file: None,
+            proxy_protocol: ProxyProtocol::Off,
+            proxy_protocol_trusted: Vec::new(),
             handshake_timeout_ms: 5_000,
             unix_socket: None,
             unix_socket_mode: "600".into(),
@@ -282,12 +300,28 @@ impl Settings {
         if self.listen.is_none() && self.tls_listen.is_none() && self.unix_socket.is_none() {
             return Err("listen: without it, tls_listen or unix_socket must be given".into());
         }
+        let trusted = &self.proxy_protocol_trusted;
+        if let Some(text) = trusted.iter().find(|text| Network::parse(text).is_none()) {
+            return Err(format!(
+                "proxy_protocol_trusted: {text:?} is no network; accepted: 10.0.0.0/8, fd00::/8, 10.1.2.3"
+            ));
+        }
+        if self.proxy_protocol == ProxyProtocol::Required && trusted.is_empty() {
+            return Err("proxy_protocol_trusted: name the networks of the balancers".into());
+        }
         let pair = (&self.tls_cert_file, &self.tls_key_file);
         match (&self.tls_listen, pair) {
             (Some(_), (None, _)) => Err("tls_cert_file: tls_listen needs it".into()),
             (Some(_), (_, None)) => Err("tls_key_file: tls_listen needs it".into()),
             _ => Ok(()),
         }
+    }
+
+    /// The networks from which balancers connect, where clients come through such.
+    pub(crate) fn balancers(&self) -> Option<Vec<Network>> {
+        let networks = self.proxy_protocol_trusted.iter();
+        (self.proxy_protocol == ProxyProtocol::Required)
+            .then(|| networks.filter_map(|text| Network::parse(text)).collect())
     }
 
     /// The Unix socket's permissions.

@@ -1,21 +1,17 @@
-//! Connections: over TCP, encrypted or not, or over a Unix socket; and where clients are accepted.
+//! Connections: over TCP, encrypted or not, or over a Unix socket.
 
-use std::fs;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use keyheat_net::tls;
 
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
 
+use crate::headed::Headed;
 use crate::shard::keep_alive;
-use crate::tls::{Credentials, Encrypted};
+use crate::tls::Encrypted;
 
 /// A connection, of a client or upstream.
 #[derive(Debug)]
@@ -23,6 +19,8 @@ pub(crate) enum Stream {
     Tcp(mio::net::TcpStream),
     Unix(mio::net::UnixStream),
     Tls(Box<Encrypted>),
+    /// One that is not the client's yet; nothing is read or written before.
+    Headed(Box<Headed>),
 }
 
 impl Stream {
@@ -43,7 +41,7 @@ impl Stream {
         }
     }
 
-    fn encrypted(stream: tls::Stream) -> Self {
+    pub(crate) fn encrypted(stream: tls::Stream) -> Self {
         Self::Tls(Box::new(Encrypted::new(stream)))
     }
 
@@ -52,7 +50,7 @@ impl Stream {
         match self {
             Self::Tcp(stream) => set(stream.into()),
             Self::Tls(stream) => set(stream.socket().into()),
-            Self::Unix(_) => {}
+            Self::Unix(_) | Self::Headed(_) => {}
         }
     }
 
@@ -62,7 +60,7 @@ impl Stream {
     /// It cannot be had.
     pub fn is_there(&mut self) -> io::Result<bool> {
         let (failed, peer) = match self {
-            Self::Unix(_) => return Ok(true),
+            Self::Unix(_) | Self::Headed(_) => return Ok(true),
             Self::Tcp(stream) => (stream.take_error(), stream.peer_addr()),
             Self::Tls(stream) => (stream.socket().take_error(), stream.socket().peer_addr()),
         };
@@ -82,6 +80,7 @@ impl Stream {
         match self {
             Self::Tcp(_) | Self::Unix(_) => false,
             Self::Tls(stream) => stream.is_agreeing(),
+            Self::Headed(_) => true,
         }
     }
 
@@ -89,7 +88,7 @@ impl Stream {
     #[inline]
     pub fn holds(&self) -> bool {
         match self {
-            Self::Tcp(_) | Self::Unix(_) => false,
+            Self::Tcp(_) | Self::Unix(_) | Self::Headed(_) => false,
             Self::Tls(stream) => stream.holds(),
         }
     }
@@ -98,7 +97,7 @@ impl Stream {
     #[inline]
     pub fn may_have_more(&self, n: usize, room: usize) -> bool {
         match self {
-            Self::Tcp(_) | Self::Unix(_) => n == room,
+            Self::Tcp(_) | Self::Unix(_) | Self::Headed(_) => n == room,
             Self::Tls(stream) => n == room || stream.has_more(),
         }
     }
@@ -114,6 +113,12 @@ impl Stream {
                 let _ = stream.socket().set_nodelay(true);
                 keep_alive(stream.socket(), silence);
             }
+            Self::Headed(headed) => {
+                if let Some(stream) = headed.socket() {
+                    let _ = stream.set_nodelay(true);
+                    keep_alive(stream, silence);
+                }
+            }
             Self::Unix(_) => {}
         }
     }
@@ -126,6 +131,7 @@ impl Read for Stream {
             Self::Tcp(stream) => stream.read(buf),
             Self::Unix(stream) => stream.read(buf),
             Self::Tls(stream) => stream.read(buf),
+            Self::Headed(_) => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 }
@@ -137,12 +143,13 @@ impl Write for Stream {
             Self::Tcp(stream) => stream.write(buf),
             Self::Unix(stream) => stream.write(buf),
             Self::Tls(stream) => stream.write(buf),
+            Self::Headed(_) => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Tcp(_) | Self::Unix(_) => Ok(()), // nothing is held back
+            Self::Tcp(_) | Self::Unix(_) | Self::Headed(_) => Ok(()), // nothing is held back
             Self::Tls(stream) => stream.flush(),
         }
     }
@@ -154,6 +161,7 @@ impl Source for Stream {
             Self::Tcp(stream) => stream.register(to, token, interest),
             Self::Unix(stream) => stream.register(to, token, interest),
             Self::Tls(stream) => stream.register(to, token, interest),
+            Self::Headed(stream) => stream.register(to, token, interest),
         }
     }
 
@@ -162,6 +170,7 @@ impl Source for Stream {
             Self::Tcp(stream) => stream.reregister(to, token, interest),
             Self::Unix(stream) => stream.reregister(to, token, interest),
             Self::Tls(stream) => stream.reregister(to, token, interest),
+            Self::Headed(stream) => stream.reregister(to, token, interest),
         }
     }
 
@@ -170,177 +179,7 @@ impl Source for Stream {
             Self::Tcp(stream) => stream.deregister(from),
             Self::Unix(stream) => stream.deregister(from),
             Self::Tls(stream) => stream.deregister(from),
+            Self::Headed(stream) => stream.deregister(from),
         }
-    }
-}
-
-/// Where clients are accepted.
-#[derive(Debug)]
-pub(crate) enum Listener {
-    Tcp(mio::net::TcpListener),
-    /// Its clients speak TLS, by the credentials that hold when they come.
-    Tls(mio::net::TcpListener, Arc<ArcSwap<Credentials>>),
-    Unix(UnixSocket),
-}
-
-impl Listener {
-    /// A TCP address.
-    ///
-    /// # Errors
-    /// It is taken, or not of this machine.
-    pub fn tcp(listener: std::net::TcpListener) -> io::Result<(Self, SocketAddr)> {
-        let address = listener.local_addr()?;
-        listener.set_nonblocking(true)?;
-        let listener = mio::net::TcpListener::from_std(listener);
-        Ok((Self::Tcp(listener), address))
-    }
-
-    /// The same for clients that speak TLS.
-    pub fn over_tls(self, credentials: Arc<ArcSwap<Credentials>>) -> Self {
-        match self {
-            Self::Tcp(listener) => Self::Tls(listener, credentials),
-            other => other,
-        }
-    }
-
-    /// The next client, and what it is called.
-    ///
-    /// # Errors
-    /// `WouldBlock` where nobody waits, and what accepting fails with.
-    pub fn accept(&self) -> io::Result<(Stream, String)> {
-        match self {
-            Self::Tcp(listener) => {
-                let (stream, peer) = listener.accept()?;
-                Ok((Stream::Tcp(stream), peer.to_string()))
-            }
-            Self::Tls(listener, credentials) => {
-                let (stream, peer) = listener.accept()?;
-                let credentials = credentials.load();
-                let Some(server) = &credentials.server else {
-                    return Err(io::ErrorKind::ConnectionAborted.into());
-                };
-                let begun = server.begin(stream.into()).map_err(io::Error::other)?;
-                Ok((Stream::encrypted(begun), peer.to_string()))
-            }
-            Self::Unix(socket) => {
-                let (stream, _) = socket.listener.accept()?;
-                Ok((Stream::Unix(stream), format!("{}:0", socket.path.display())))
-            }
-        }
-    }
-
-    /// Has `registry` tell when somebody waits.
-    ///
-    /// # Errors
-    /// The system refuses.
-    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        match self {
-            Self::Tcp(listener) | Self::Tls(listener, _) => {
-                registry.register(listener, token, Interest::READABLE)
-            }
-            Self::Unix(socket) => {
-                registry.register(&mut socket.listener, token, Interest::READABLE)
-            }
-        }
-    }
-}
-
-/// A Unix socket with its file, which goes when this does.
-#[derive(Debug)]
-pub(crate) struct UnixSocket {
-    listener: mio::net::UnixListener,
-    path: PathBuf,
-    /// Device and inode of the file: another process may have put its own there meanwhile.
-    file: (u64, u64),
-}
-
-impl UnixSocket {
-    /// Listens at a path. A socket that nobody listens at any more is replaced.
-    ///
-    /// Args: `mode` the file's permissions, which are what lets clients in.
-    ///
-    /// # Errors
-    /// `AddrInUse` where somebody listens there, or something else lies there.
-    pub fn bind(path: &Path, mode: u32) -> io::Result<Self> {
-        if let Ok(found) = fs::symlink_metadata(path) {
-            let is_left_over = found.file_type().is_socket()
-                && std::os::unix::net::UnixStream::connect(path)
-                    .is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
-            if !is_left_over {
-                return Err(io::ErrorKind::AddrInUse.into());
-            }
-        }
-        // Under a name of its own until its permissions are right: nobody gets in before.
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!(".{}", std::process::id()));
-        let passing = PathBuf::from(name);
-        let _ = fs::remove_file(&passing);
-        let listener = std::os::unix::net::UnixListener::bind(&passing)?;
-        let placed = fs::set_permissions(&passing, fs::Permissions::from_mode(mode))
-            .and_then(|()| fs::metadata(&passing))
-            .and_then(|about| fs::rename(&passing, path).map(|()| (about.dev(), about.ino())));
-        let file = placed.inspect_err(|_| {
-            let _ = fs::remove_file(&passing);
-        })?;
-        listener.set_nonblocking(true)?;
-        Ok(Self {
-            listener: mio::net::UnixListener::from_std(listener),
-            path: path.to_owned(),
-            file,
-        })
-    }
-}
-
-impl Drop for UnixSocket {
-    fn drop(&mut self) {
-        let is_ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|found| (found.dev(), found.ino()) == self.file);
-        if is_ours {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn folder(name: &str) -> PathBuf {
-        let folder = std::env::temp_dir().join(format!("keyheat-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir(&folder).unwrap();
-        folder
-    }
-
-    #[test]
-    fn a_socket_that_was_left_over_is_replaced_and_one_in_use_is_not() {
-        let folder = folder("sockets");
-        let path = folder.join("s");
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap()); // its file stays
-        let first = UnixSocket::bind(&path, 0o640).unwrap();
-        let mode = fs::metadata(&path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o640);
-        let taken = UnixSocket::bind(&path, 0o600).unwrap_err();
-        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
-        drop(first);
-        assert!(!path.exists());
-        fs::write(&path, "somebody's").unwrap();
-        let taken = UnixSocket::bind(&path, 0o600).unwrap_err();
-        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
-        fs::remove_dir_all(&folder).unwrap();
-    }
-
-    #[test]
-    fn the_file_of_a_successor_stays() {
-        let folder = folder("successor");
-        let path = folder.join("s");
-        let first = UnixSocket::bind(&path, 0o600).unwrap();
-        fs::remove_file(&path).unwrap();
-        let second = UnixSocket::bind(&path, 0o600).unwrap();
-        drop(first);
-        assert!(path.exists());
-        drop(second);
-        fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -18,6 +18,8 @@ FLAGS: Final[dict[str, tuple[str, str]]] = {
     "tls_cert_file": ("FILE", "The certificate that those are shown, in PEM."),
     "tls_key_file": ("FILE", "Its key, in PEM."),
     "tls_client_ca_file": ("FILE", "Certificates of which one must vouch for such a client."),
+    "proxy_protocol": ("HOW", "required: clients come through balancers that say for whom; or off."),
+    "proxy_protocol_trusted": ("NETWORKS", "Where those balancers are: 10.0.0.0/8,fd00::/8."),
     "handshake_timeout_ms": ("MS", "How long a client may take until it can send its first request."),
     "unix_socket": ("PATH", "A Unix socket at which clients of this host connect as well."),
     "unix_socket_mode": ("OCTAL", "Permissions of that socket: who may connect."),

@@ -5,6 +5,7 @@ first, with the file, the key and the accepted values in the message.
 """
 
 import ssl
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -65,6 +66,21 @@ def _none(value: object) -> object:
     return None if value in ("", "none") else value
 
 
+def _words(value: object) -> object:
+    # A flag is one text.
+    return tuple(word for word in value.split(",") if word) if isinstance(value, str) else value
+
+
+def _are_networks(value: tuple[str, ...]) -> tuple[str, ...]:
+    for text in value:
+        try:
+            ip_network(text, strict=False)
+        except ValueError as error:
+            raise ValueError("accepted: networks such as 10.0.0.0/8, fd00::/8, 10.1.2.3") from error
+    return value
+
+
+_Words: Final = BeforeValidator(_words)
 _NoneIfEmpty: Final = BeforeValidator(_none)
 _File = Annotated[Path | None, _NoneIfEmpty]
 _Count = Annotated[int, Field(gt=0)]
@@ -81,6 +97,8 @@ class ProxySettings(BaseModel):
     tls_cert_file: _File = None
     tls_key_file: _File = None
     tls_client_ca_file: _File = None
+    proxy_protocol: Literal["off", "required"] = "off"
+    proxy_protocol_trusted: Annotated[tuple[str, ...], _Words, AfterValidator(_are_networks)] = ()
     handshake_timeout_ms: Annotated[int, Field(ge=100, le=600_000)] = 5_000
     unix_socket: Annotated[Path | None, _NoneIfEmpty, AfterValidator(_is_short_enough)] = None
     unix_socket_mode: Annotated[str, Field(pattern="^[1-7][0-7]{2}$")] = "600"

@@ -45,9 +45,14 @@ impl Shard {
                 return;
             }
             self.strangers.pop_front();
-            if self.client(id).is_some_and(|c| c.stream.is_agreeing()) {
-                self.close_client(id);
+            let Some(client) = self.client(id).filter(|c| c.stream.is_agreeing()) else {
+                continue;
+            };
+            let peer = client.peer.clone();
+            if self.troubles.may_tell() {
+                tracing::warn!(client = %peer, "cut: it did not begin within handshake_timeout_ms");
             }
+            self.close_client(id);
         }
     }
 

@@ -66,6 +66,7 @@ use slab::Slab;
 use crate::control::ToControl;
 use crate::hotview::HotView;
 use crate::own_writes::WriteTimes;
+use crate::seldom::Seldom;
 use crate::settings::Settings;
 use crate::stats::ShardStats;
 use crate::stream::Stream;
@@ -206,6 +207,8 @@ pub(crate) struct Shard {
     again: VecDeque<ClientId>,
     /// Clients that are still saying who they are, and until when they may.
     strangers: VecDeque<(Nanos, ClientId)>,
+    /// Whether a client's trouble may be logged.
+    troubles: Seldom,
     /// Steps of TLS handshakes in this turn.
     handshakes: u32,
     /// Upstreams that may have more to read, though no event will say so.
@@ -291,6 +294,7 @@ impl Shard {
             dirty_upstreams: Vec::new(),
             again: VecDeque::new(),
             strangers: VecDeque::new(),
+            troubles: Seldom::default(),
             handshakes: 0,
             unread_upstreams: Vec::new(),
             topology: None,

@@ -11,6 +11,8 @@ use super::classify::{Class, Local, Merge};
 use super::client::{Client, ClientId, Ticket, Transaction};
 use super::upstream::{Owner, Pending};
 use super::{Shard, BACKLOG_SOFT_BYTES, WAITING_MAX};
+use crate::headed::Heard;
+use crate::stream::Stream;
 use keyheat_net::clock;
 
 /// What is taken from a client that has not said who it is: enough for AUTH and HELLO.
@@ -118,6 +120,12 @@ impl Shard {
             return;
         }
         client.has_unread = false;
+        if matches!(client.stream, Stream::Headed(_)) && !self.hear(id) {
+            return;
+        }
+        let Some(client) = self.client(id) else {
+            return;
+        };
         if client.stream.is_agreeing() && !self.may_agree() {
             return self.queue_client(id);
         }
@@ -125,6 +133,37 @@ impl Shard {
             self.read_fresh(id);
         } else {
             self.read_more(id);
+        }
+    }
+
+    /// Waits for the header of a balancer; whether what follows is the client's.
+    fn hear(&mut self, id: ClientId) -> bool {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let heard = match self.client(id).map(|client| &mut client.stream) {
+            Some(Stream::Headed(headed)) => headed.hear(&mut scratch),
+            _ => Ok(Heard::Nothing),
+        };
+        self.scratch = scratch;
+        let Some(client) = self.client(id) else {
+            return false;
+        };
+        match heard {
+            Ok(Heard::Nothing) => false,
+            Ok(Heard::Client(stream, address)) => {
+                client.stream = stream;
+                if let Some(address) = address {
+                    client.peer = address.to_string();
+                }
+                true
+            }
+            Err(e) => {
+                let peer = client.peer.clone();
+                if e.kind() != ErrorKind::UnexpectedEof && self.troubles.may_tell() {
+                    tracing::warn!(client = %peer, "cut: no header of the PROXY protocol: {e}");
+                }
+                self.close_client(id);
+                false
+            }
         }
     }
 
@@ -200,7 +239,13 @@ impl Shard {
                 self.queue_client(id);
                 None
             }
-            Err(_) => {
+            Err(e) => {
+                if client.stream.is_agreeing() {
+                    let peer = client.peer.clone();
+                    if e.kind() == ErrorKind::InvalidData && self.troubles.may_tell() {
+                        tracing::warn!(client = %peer, "cut: TLS was not agreed on: {e}");
+                    }
+                }
                 self.close_client(id);
                 None
             }

@@ -96,7 +96,7 @@ def proxy_factory() -> Iterator[ProxyFactory]:
         whole = {
             "listen": "127.0.0.1:0",
             "http": "127.0.0.1:0",
-            "upstream": upstream_json(parse_url(upstream)),
+            "upstream": upstream_json(parse_url(upstream, is_for_proxy=True)),
             "log": "error",
             **settings,
         }

@@ -108,12 +108,12 @@ class ProxySettings(BaseModel):
     upstream: Annotated[UpstreamUrl | None, BeforeValidator(_url)] = UpstreamUrl(("127.0.0.1:6379",))
     upstream_username: Annotated[str | None, _NoneIfEmpty] = None
     upstream_password_file: _File = None
-    sentinel_username: Annotated[str | None, _NoneIfEmpty] = None
-    sentinel_password_file: _File = None
     upstream_tls_ca_file: _File = None
     upstream_tls_cert_file: _File = None
     upstream_tls_key_file: _File = None
     upstream_tls_verify: Literal["full", "ca", "none"] = "full"
+    sentinel_username: Annotated[str | None, _NoneIfEmpty] = None
+    sentinel_password_file: _File = None
     connect_timeout_ms: _Count = 1_000
     upstream_timeout_ms: Annotated[int, Field(ge=1_000, le=600_000)] = 30_000
 
@@ -175,7 +175,16 @@ def _text(path: Path | None) -> str | None:
 
 # What the native module never hears of: it is done, or made into something else, before.
 _OURS: Final = frozenset(
-    {"rules", "rules_file", "upstream", "upstream_username", "upstream_password_file", "drain_timeout_s"}
+    {
+        "rules",
+        "rules_file",
+        "upstream",
+        "upstream_username",
+        "upstream_password_file",
+        "sentinel_username",
+        "sentinel_password_file",
+        "drain_timeout_s",
+    }
 )
 
 
@@ -184,6 +193,8 @@ def upstream_json(url: UpstreamUrl) -> dict[str, Any]:
     return {
         "mode": "sentinel" if url.sentinel_service else "auto",
         "sentinel_service": url.sentinel_service,
+        "sentinel_username": url.sentinel_username,
+        "sentinel_password": url.sentinel_password,
         "addresses": list(url.addresses),
         "db": url.db,
         "username": url.username,

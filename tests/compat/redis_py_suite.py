@@ -1,4 +1,4 @@
-"""Run redis-py's own tests with every client wrapped, and compare with a run that wraps none.
+"""Run redis-py's own tests with every client wrapped, or through a proxy, and compare with a run without.
 
     python -m tests.compat.redis_py_suite --mode sync                  # the baseline
     python -m tests.compat.redis_py_suite --mode sync --wrap           # with keyheat.protect, and compare
@@ -7,11 +7,13 @@
     python -m tests.compat.redis_py_suite --mode sync --wrap -k lock   # some of the tests
     python -m tests.compat.redis_py_suite --mode sync --part 1/3       # a third of them
     python -m tests.compat.redis_py_suite --mode sync --server redis   # Redis, where Valkey is the default
+    python -m tests.compat.redis_py_suite --mode sync --through proxy  # the same tests through a proxy
 
-A test that passes unwrapped must pass wrapped; that is all that is asked, so a wrapped run needs the
-baseline of the same mode, server and protocol version, and makes it first if there is none. What redis-py's
-tests need and is not here (TLS, modules, a Sentinel …) is left out by `redis_py_skips.toml`; `--all` runs
-it nevertheless. Results are kept in `.cache/compat/results`: a `.json` per run, pytest's output beside it.
+A test that passes unwrapped must pass wrapped, and through the proxy; that is all that is asked, so such a
+run needs the baseline of the same mode, server and protocol version, and makes it first if there is none.
+What redis-py's tests need and is not here (TLS, modules, a Sentinel …) is left out by `redis_py_skips.toml`;
+`--all` runs it nevertheless. Results are kept in `.cache/compat/results`: a `.json` per run, pytest's output
+beside it.
 
 A mode takes minutes, most of them asleep; `asyncio-cluster` takes the most, and is best run in parts. The
 exit code is 1 if a baseline has failures, if a wrapped run has regressions, and if it did not wrap or never
@@ -25,6 +27,7 @@ import subprocess
 import sys
 import time
 import zlib
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -33,7 +36,7 @@ from keyheat.server.binary import find_binary
 from tests.compat import environment, servers
 from tests.compat.environment import CACHE, HERE, ROOT, Environment, redis_binary
 from tests.compat.results import End, Run, load_skips, read_records, regressions, skipped
-from tests.compat.servers import Server
+from tests.compat.servers import Server, through_proxy
 
 SKIPS: Final = HERE / "redis_py_skips.toml"
 RESULTS: Final = CACHE / "results"
@@ -60,6 +63,8 @@ MODES: Final = {
     "asyncio-cluster": Mode(_ASYNCIO, _CLUSTER, is_cluster=True),
 }
 WRAPPERS: Final = ("protect", "repeat", "subclass")
+# Not a way to wrap a client: nothing of it is changed, and its server's address is a proxy's.
+THROUGH: Final = "proxy"
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,10 @@ class Wanted:
 
 def execute(wanted: Wanted, suite: Environment) -> tuple[Run, Path]:
     """Start servers, run the tests, keep and return what they found."""
-    with servers.running(wanted.binary, is_cluster=MODES[wanted.mode].is_cluster) as server:
+    with (
+        servers.running(wanted.binary, is_cluster=MODES[wanted.mode].is_cluster) as own,
+        through_proxy(own) if wanted.wrap == THROUGH else nullcontext(own) as server,
+    ):
         path = wanted.path(server)
         path.parent.mkdir(parents=True, exist_ok=True)
         records = path.with_suffix(".jsonl")
@@ -146,6 +154,8 @@ def command(wanted: Wanted, suite: Environment, server: Server) -> list[str]:
         f"-m={mode.markers}",
         f"--redis-url={server.url}",
         *([f"--protocol={wanted.resp}"] if wanted.resp else []),
+        # Through the proxy a Cluster is one node that owns every slot.
+        *(["--redis-cluster-nodes=1"] if wanted.wrap == THROUGH else []),
         "-pkeyheat_compat_record",
         "-pkeyheat_compat_wrap",
         "-v",
@@ -167,7 +177,7 @@ def variables(wanted: Wanted, records: Path, skips: dict[str, str]) -> dict[str,
         "PYTHONPATH": os.pathsep.join([str(HERE / "plugins"), str(ROOT / "python")]),
         "KEYHEAT_COMPAT_RECORDS": str(records),
         "KEYHEAT_COMPAT_SKIPS": json.dumps(skips),
-        "KEYHEAT_COMPAT_WRAP": wanted.wrap or "",
+        "KEYHEAT_COMPAT_WRAP": "" if wanted.wrap in {None, THROUGH} else str(wanted.wrap),
     }
 
 
@@ -211,7 +221,7 @@ def faults(run: Run, before: Run | None) -> list[str]:
         f"{len(names)} passed, and {end} when wrapped, such as {names[0]}"
         for end, names in grouped(regressions(before, run)).items()
     ]
-    if not run.wrapped.get("clients"):
+    if run.wrap != THROUGH and not run.wrapped.get("clients"):
         found.append("no client was wrapped")
     if run.wrap == "repeat" and not run.selection and not run.wrapped.get("local_hits"):
         found.append("nothing was answered from memory: the run proves little")
@@ -263,6 +273,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--mode", choices=MODES, required=True)
     parser.add_argument("--wrap", nargs="?", choices=WRAPPERS, const="protect", help="protect if not said")
+    parser.add_argument(
+        "--through",
+        dest="wrap",
+        choices=(THROUGH,),
+        help="leave the clients alone, and put a proxy before the servers",
+    )
     parser.add_argument("--no-wrap", dest="wrap", action="store_const", const=None, help="the default")
     parser.add_argument("--resp", type=int, choices=(2, 3), help="the protocol; by default redis-py's choice")
     parser.add_argument(

@@ -1,15 +1,28 @@
 """The servers redis-py's tests expect, on free ports: one server, or three primaries with a replica each."""
 
+import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
+from urllib.parse import urlsplit
+
+import redis
 
 from keyheat.server.cluster import EmbeddedCluster
 from keyheat.server.embedded import EmbeddedServer
 
 # As in redis-py's own docker-compose.yml.
 _CONFIG: Final = {"enable-debug-command": "yes", "enable-module-command": "yes"}
+_HOT_AT_ONCE: Final = [
+    {
+        "name": "all",
+        "match": {"any": True},
+        "levels": [{"metric": "reads", "enter_per_s": 1}],
+        "plan": ["local_cache"],
+    }
+]
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,41 @@ def running(binary: str, *, is_cluster: bool) -> Iterator[Server]:
     else:
         with EmbeddedServer(_CONFIG, binary=binary) as server:
             yield _described(server)
+
+
+@contextmanager
+def through_proxy(server: Server) -> Iterator[Server]:
+    """The same server or Cluster behind a proxy, in which every key is hot at once."""
+    from keyheat._keyheat import Proxy  # noqa: PLC0415 - only this kind of run needs it built
+
+    settings = {
+        "listen": "127.0.0.1:0",
+        "log": "error",
+        "upstream": {"addresses": [urlsplit(server.url).netloc]},
+        "rules": _HOT_AT_ONCE,
+    }
+    proxy = Proxy(json.dumps(settings))
+    proxy.start()
+    try:
+        url = f"redis://localhost:{proxy.listen.rpartition(':')[2]}/0"
+        _wait_ready(url)
+        yield replace(server, url=url)
+    finally:
+        proxy.stop()
+
+
+def _wait_ready(url: str) -> None:
+    deadline = time.monotonic() + 10
+    with redis.Redis.from_url(url) as client:
+        while True:
+            try:
+                client.exists("any")
+            except redis.RedisError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
 
 
 def _described(server: EmbeddedServer) -> Server:

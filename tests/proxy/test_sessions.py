@@ -104,16 +104,6 @@ def test_a_watch_outlives_a_blocking_command_and_never_reaches_another_client(
     assert say(watcher, "MULTI", "SET k lost", "EXEC")[2] == b"*-1\r\n"
 
 
-def test_hello_after_watch_is_refused_and_the_transaction_keeps_its_protocol(proxy: Any, wires: Any) -> None:
-    wire = wires(proxy.listen)
-    say(wire, "HSET h a 1")
-    say(wire, "WATCH h")
-    assert say(wire, "HELLO 3")[0].startswith(b"-ERR keyheat: the protocol cannot change")
-    assert say(wire, "MULTI", "HGETALL h", "EXEC")[2].startswith(b"*1\r\n*2\r\n")
-    say(wire, "HELLO 3")
-    assert say(wire, "HGETALL h")[0].startswith(b"%1\r\n")
-
-
 def slot_of(address: str, key: str) -> int:
     """The slot of a key."""
     return int(ask(address, "CLUSTER", "KEYSLOT", key)[1:])

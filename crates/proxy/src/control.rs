@@ -21,7 +21,7 @@ use mio::Waker;
 use crate::hotview::{HotPlan, HotView};
 use crate::parts;
 use crate::settings::Settings;
-use crate::shard::{Hits, PollReply, ShardSettings, ToShard};
+use crate::shard::{Answer, Hits, PollReply, Question, ShardSettings, Ticket, ToShard};
 use crate::stats::ShardStats;
 use crate::tls::Credentials;
 use crate::topology::{Topology, Watcher};
@@ -33,6 +33,8 @@ const TICK: Duration = Duration::from_millis(100);
 const POLL_EVERY: Duration = Duration::from_millis(2);
 /// A shard that has not answered a poll by then is left out of it.
 const POLL_TIMEOUT: Duration = Duration::from_millis(50);
+/// A shard that has not answered a client's question by then makes the answer an error.
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often the topology is looked at without cause.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Least time between two looks.
@@ -67,6 +69,8 @@ pub(crate) enum ToControl {
     LocalCache(bool),
     /// Settings have changed.
     Settings,
+    /// A shard's client asks about the clients of all.
+    Ask(usize, Ticket, Arc<Question>),
     /// Die of a bug.
     #[cfg(test)]
     Die,
@@ -267,6 +271,12 @@ impl Control {
                 }
             }
             ToControl::Settings => self.on_settings(),
+            ToControl::Ask(shard, ticket, question) => {
+                let answer = self.ask_all(&question);
+                if let Some(shard) = self.shards.get(shard) {
+                    let _ = shard.tell(ToShard::Answered(ticket, question, answer));
+                }
+            }
             #[cfg(test)]
             ToControl::Die => panic!("planted"),
             ToControl::Stop => return None,
@@ -292,6 +302,25 @@ impl Control {
         if let Err(e) = self.begin_anew() {
             tracing::error!("the new rules cannot be judged by: {e}");
         }
+    }
+
+    /// What all shards say to a question; an error where one does not answer.
+    fn ask_all(&self, question: &Arc<Question>) -> Result<Answer, String> {
+        let (sender, answers) = channel();
+        for shard in &self.shards {
+            let _ = shard.tell(ToShard::Asked(Arc::clone(question), sender.clone()));
+        }
+        drop(sender);
+        let until = Instant::now() + ASK_TIMEOUT;
+        let mut all = Answer::default();
+        for _ in &self.shards {
+            let left = until.saturating_duration_since(Instant::now());
+            match answers.recv_timeout(left) {
+                Ok(answer) => all.add(answer),
+                Err(_) => return Err("a shard did not answer; try again".into()),
+            }
+        }
+        Ok(all)
     }
 
     fn on_topology(&mut self, topology: Arc<Topology>) {

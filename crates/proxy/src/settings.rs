@@ -35,6 +35,9 @@ pub struct Settings {
     pub unix_socket: Option<PathBuf>,
     /// Permissions of that socket, in octal, which are what lets clients in.
     pub unix_socket_mode: String,
+    /// `host:port` that clients of a Cluster are told, where that at which they reach the proxy is not it
+    /// (NAT); the latter if absent.
+    pub announce: Option<String>,
     /// Where `/healthz`, `/metrics` and `/api/hot` are served; none if absent.
     pub http: Option<String>,
     /// The server or Cluster behind the proxy.
@@ -194,6 +197,7 @@ impl Default for Settings {
             handshake_timeout_ms: 5_000,
             unix_socket: None,
             unix_socket_mode: "600".into(),
+            announce: None,
             http: None,
             upstream: UpstreamSettings::default(),
             shards: 0,

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use keyheat_net::tls;
@@ -120,6 +121,48 @@ impl Stream {
                 }
             }
             Self::Unix(_) => {}
+        }
+    }
+}
+
+impl Stream {
+    /// The address at which a client has reached us over TCP.
+    pub fn local_tcp(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.local_addr().ok(),
+            Self::Tls(stream) => stream.socket().local_addr().ok(),
+            Self::Headed(headed) => headed.socket()?.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// Where a client has reached us, as `CLIENT LIST` has it.
+    pub fn local(&self) -> String {
+        let unknown = || "?:0".to_owned();
+        match self {
+            Self::Unix(stream) => {
+                let address = stream.local_addr().ok();
+                let path = address.as_ref().and_then(|a| a.as_pathname());
+                path.map_or_else(unknown, |path| format!("{}:0", path.display()))
+            }
+            _ => self
+                .local_tcp()
+                .map_or_else(unknown, |address| address.to_string()),
+        }
+    }
+
+    /// Whether it is over a Unix socket.
+    pub fn is_unix(&self) -> bool {
+        matches!(self, Self::Unix(_))
+    }
+
+    /// Its number in this process.
+    pub fn number(&self) -> i32 {
+        match self {
+            Self::Tcp(stream) => stream.as_raw_fd(),
+            Self::Unix(stream) => stream.as_raw_fd(),
+            Self::Tls(stream) => stream.socket().as_raw_fd(),
+            Self::Headed(headed) => headed.socket().map_or(-1, AsRawFd::as_raw_fd),
         }
     }
 }

@@ -77,6 +77,10 @@ def up(
     unix_socket_mode: Annotated[
         str, typer.Option(metavar="OCTAL", help="Permissions of that socket: who may connect.")
     ] = "600",
+    announce: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="What clients of a Cluster are told, behind NAT."),
+    ] = None,
     http: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="/healthz, /metrics and /api/hot; 'none' for no http.")
     ] = "127.0.0.1:6381",
@@ -154,6 +158,7 @@ def up(
             "read_from": read_from,
             "read_your_writes": read_your_writes,
             "replica_lag_max_ms": replica_lag_max,
+            "announce": announce,
             "max_staleness_ms": max_staleness,
             "local_cache": not no_cache,
             "shards": shards,

@@ -23,6 +23,7 @@ FLAGS: Final[dict[str, tuple[str, str]]] = {
     "handshake_timeout_ms": ("MS", "How long a client may take until it can send its first request."),
     "unix_socket": ("PATH", "A Unix socket at which clients of this host connect as well."),
     "unix_socket_mode": ("OCTAL", "Permissions of that socket: who may connect."),
+    "announce": ("HOST:PORT", "Where clients of a Cluster are told to connect, if not where they did."),
     "http": ("HOST:PORT", "/healthz, /metrics and /api/hot; 'none' for no http."),
     "upstream": ("URL", "The server or Cluster behind: redis[s]://host[:port][,host[:port]…][/db]."),
     "upstream_username": ("NAME", "ACL user of the proxy's own account."),

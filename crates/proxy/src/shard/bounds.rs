@@ -64,7 +64,9 @@ impl Shard {
             .filter(|(_, c)| {
                 let is_idle =
                     c.is_clear() && c.backlog() == 0 && c.transaction == client::Transaction::None;
-                (is_idle && !c.is_held && c.input.is_empty()) || c.subscriptions > 0
+                (is_idle && !c.is_held && c.input.is_empty())
+                    || c.subscriptions > 0
+                    || c.listening.is_some()
             })
             .map(|(index, c)| c.name_at(index))
             .collect();
@@ -72,7 +74,7 @@ impl Shard {
             self.pump(id);
             if let Some(c) = self.client(id) {
                 let is_idle = c.is_clear() && c.backlog() == 0 && c.input.is_empty();
-                if is_idle || c.subscriptions > 0 {
+                if is_idle || c.subscriptions > 0 || c.listening.is_some() {
                     self.close_client(id);
                 }
             }

@@ -33,6 +33,12 @@ pub(super) enum Class {
     Blocking,
     /// Subscriptions, on a connection of their own.
     Subscribe,
+    /// `MONITOR`, on connections of its own.
+    Monitor,
+    /// `WAIT`: about what the client has written.
+    Wait,
+    /// As `OneServerOnly`, on a connection of its own.
+    Apart,
     /// Fine before one server, meaningless or partial before a Cluster.
     OneServerOnly,
     /// Not supported yet.
@@ -71,8 +77,9 @@ pub(super) enum Local {
     Quit,
     Reset,
     Client,
-    Ok,
-    NoCluster,
+    Cluster,
+    /// READONLY and the like: fine before a Cluster, an error of the server elsewhere.
+    OfCluster,
 }
 
 /// Commands of a transaction.
@@ -86,6 +93,8 @@ pub(super) enum Session {
 }
 
 const NEEDS_SESSION: &str = "needs a connection of its own, which keyheat does not give it yet";
+const DEBUGGER: &str =
+    "makes the connection a debugger's, which is no client's any more; connect to the server itself";
 const REPLICATION: &str = "is between servers; connect to the server itself";
 
 /// Decides about a command by its name and flags.
@@ -103,8 +112,8 @@ fn class_of(command: &Command) -> Class {
         "quit" => return Class::Local(Local::Quit),
         "reset" => return Class::Local(Local::Reset),
         "client" => return Class::Local(Local::Client),
-        "readonly" | "readwrite" => return Class::Local(Local::Ok),
-        "cluster" | "asking" => return Class::Local(Local::NoCluster),
+        "readonly" | "readwrite" | "asking" => return Class::Local(Local::OfCluster),
+        "cluster" => return Class::Local(Local::Cluster),
         "multi" => return Class::Session(Session::Multi),
         "exec" => return Class::Session(Session::Exec),
         "discard" => return Class::Session(Session::Discard),
@@ -122,7 +131,9 @@ fn class_of(command: &Command) -> Class {
         "randomkey" => return AllNodes(Merge::NotNull),
         "script" | "function" => return OneServerOnly,
         "publish" | "info" | "time" | "command" | "lastsave" | "lolwut" => return AnyNode,
-        "monitor" | "wait" | "waitaof" | "debug" => return Refused(NEEDS_SESSION),
+        "monitor" => return Class::Monitor,
+        "wait" | "waitaof" => return Class::Wait,
+        "debug" => return Class::Apart,
         "sync" | "psync" | "replconf" => return Refused(REPLICATION),
         _ => {}
     }
@@ -154,7 +165,7 @@ fn class_of_subcommand(command: &Command, sub: &str) -> Option<Class> {
             Class::AnyNode
         }
         ("script", "exists") => Class::AllNodes(Merge::Least),
-        ("script", "debug") => Class::Refused(NEEDS_SESSION),
+        ("script", "debug") => Class::Refused(DEBUGGER),
         ("config", "get" | "help") | ("acl", "whoami" | "cat" | "genpass" | "help") => {
             Class::AnyNode
         }

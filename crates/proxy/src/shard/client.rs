@@ -7,9 +7,13 @@
 
 use std::collections::VecDeque;
 
+use keyheat_core::Nanos;
+use keyheat_resp::command::Command;
 use keyheat_resp::request::RequestParser;
 use keyheat_resp::Protocol;
 
+use super::own::Own;
+use super::subscribe::Listening;
 use crate::stream::Stream;
 
 /// A busy client keeps this much of its output buffer: to grow it anew for every batch of larger
@@ -18,14 +22,14 @@ const KEEP_BYTES: usize = 512 * 1024;
 
 /// Names one client of a shard. `generation` tells a reused place from the client that left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ClientId {
+pub(crate) struct ClientId {
     pub index: u32,
     pub generation: u32,
 }
 
 /// A request of a client that waits for its reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Ticket {
+pub(crate) struct Ticket {
     pub client: ClientId,
     pub seq: u32,
 }
@@ -35,6 +39,8 @@ pub(super) struct Ticket {
 struct Slot {
     data: Vec<u8>,
     is_done: bool,
+    /// The client does not want this reply (`CLIENT REPLY`).
+    is_muted: bool,
     /// Bytes of the request, held upstream until it is answered.
     cost: usize,
 }
@@ -49,6 +55,31 @@ pub(super) enum Transaction {
     Pending,
     /// `MULTI` was sent to the pinned connection.
     Open,
+}
+
+/// Which replies a client wants, as it said by `CLIENT REPLY`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Wants {
+    /// All of them.
+    #[default]
+    All,
+    /// None.
+    None,
+    /// Not that of its next request.
+    SkipNext,
+    /// Not that of the request in hand.
+    SkipThis,
+}
+
+/// What a client has done so far, for `CLIENT LIST`.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Deeds {
+    pub connected_at: Nanos,
+    pub active_at: Nanos,
+    pub last: Option<&'static Command>,
+    pub requests: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
 }
 
 /// Everything that is kept of a client.
@@ -110,12 +141,28 @@ pub(super) struct Client {
     /// The upstream connection of its subscriptions.
     pub subscriber: Option<u32>,
     pub subscriptions: i64,
+    /// Of these, channels and patterns, and shard channels.
+    pub counts: [i64; 2],
     /// Its last reply came from a connection that will be given back when it arrives.
     pub releases_pinned: bool,
     /// The database that a SELECT on its way asks for.
     pub wanted_db: Option<u32>,
     /// It waits in a blocking command.
     pub is_blocked: bool,
+    pub wants: Wants,
+    pub deeds: Deeds,
+    /// Upstream connections of its own, for as long as it asks for what a shared one cannot give.
+    pub own: Option<Box<Own>>,
+    /// `CLIENT NO-EVICT ON`: here nobody is evicted, but it is shown.
+    pub is_kept: bool,
+    /// Shard channels and `MONITOR`.
+    pub listening: Option<Box<Listening>>,
+    /// Upstream connections on which one request of this client waits.
+    pub beside: Vec<u32>,
+    /// Where it has written: nodes, and how many connections to each were lost before.
+    pub wrote: Vec<(u32, u32)>,
+    /// A connection to a node was lost after it had written there.
+    pub is_write_lost: bool,
 }
 
 impl Client {
@@ -160,9 +207,18 @@ impl Client {
             pinned: None,
             subscriber: None,
             subscriptions: 0,
+            counts: [0, 0],
             releases_pinned: false,
             wanted_db: None,
             is_blocked: false,
+            wants: Wants::All,
+            deeds: Deeds::default(),
+            own: None,
+            is_kept: false,
+            listening: None,
+            beside: Vec::new(),
+            wrote: Vec::new(),
+            is_write_lost: false,
         }
     }
 
@@ -183,9 +239,24 @@ impl Client {
         self.asked += cost;
         self.slots.push_back(Slot {
             cost,
+            is_muted: self.is_mute(),
             ..Slot::default()
         });
         seq
+    }
+
+    /// Whether the request in hand is to be answered with nothing.
+    fn is_mute(&self) -> bool {
+        matches!(self.wants, Wants::None | Wants::SkipThis)
+    }
+
+    /// The request in hand has been taken: what was said of its reply alone is over.
+    pub fn next_request(&mut self) {
+        self.wants = match self.wants {
+            Wants::SkipNext => Wants::SkipThis,
+            Wants::SkipThis => Wants::All,
+            lasting => lasting,
+        };
     }
 
     /// Remembers that `seq` is a write.
@@ -196,6 +267,22 @@ impl Client {
     /// Remembers that `seq` waits for a fill.
     pub fn note_fill(&mut self, seq: u32) {
         self.last_fill = seq;
+    }
+
+    /// Remembers that it wrote to `node`, to which so many connections had been lost by then.
+    #[inline]
+    pub fn note_write_to(&mut self, node: u32, losses: u32) {
+        if self.wrote.last() != Some(&(node, losses)) {
+            self.note_node(node, losses);
+        }
+    }
+
+    #[cold]
+    fn note_node(&mut self, node: u32, losses: u32) {
+        if let Some(place) = self.wrote.iter().position(|(n, _)| *n == node) {
+            self.is_write_lost |= self.wrote.swap_remove(place).1 != losses;
+        }
+        self.wrote.push((node, losses));
     }
 
     fn is_waiting_for(&self, seq: u32) -> bool {
@@ -229,6 +316,26 @@ impl Client {
         self.backlog() + self.held
     }
 
+    /// Adds up what it is subscribed to.
+    pub fn count_subscriptions(&mut self) {
+        self.subscriptions = self.counts.iter().sum();
+    }
+
+    /// Every upstream connection that is this client's alone, taken from it.
+    pub fn connections(&mut self) -> Vec<u32> {
+        let mut all: Vec<u32> = [self.pinned.take(), self.subscriber.take()]
+            .into_iter()
+            .flatten()
+            .collect();
+        let own = self.own.take().map(|own| own.connections);
+        let listening = self.listening.take().map(|l| l.connections);
+        all.extend(own.into_iter().chain(listening).flatten().map(|(_, i)| i));
+        all.append(&mut self.beside);
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
     /// Whether a reply given now would go straight to the output.
     pub fn is_clear(&self) -> bool {
         self.slots.is_empty()
@@ -236,6 +343,9 @@ impl Client {
 
     /// Answers the newest request at once.
     pub fn reply(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.is_mute() {
+            return;
+        }
         if self.slots.is_empty() {
             write(&mut self.out);
         } else {
@@ -245,6 +355,7 @@ impl Client {
             self.slots.push_back(Slot {
                 data,
                 is_done: true,
+                is_muted: false,
                 cost: 0,
             });
         }
@@ -255,17 +366,21 @@ impl Client {
         let place = seq.wrapping_sub(self.head) as usize;
         if place > 0 {
             if let Some(slot) = self.slots.get_mut(place) {
-                slot.data.extend_from_slice(piece);
                 slot.is_done |= is_done;
-                self.held += piece.len();
+                if !slot.is_muted {
+                    slot.data.extend_from_slice(piece);
+                    self.held += piece.len();
+                }
             }
             return;
         }
-        if self.slots.is_empty() {
+        let Some(front) = self.slots.front() else {
             return;
+        };
+        if !front.is_muted {
+            self.out.extend_from_slice(piece);
+            self.is_streaming = !is_done;
         }
-        self.out.extend_from_slice(piece);
-        self.is_streaming = !is_done;
         if is_done {
             self.advance();
         }
@@ -340,9 +455,10 @@ impl Client {
         self.parser.trim();
     }
 
-    /// Whether reads may be answered locally: not after `WATCH`, not inside `MULTI`.
+    /// Whether reads may be answered locally: not after `WATCH`, not inside `MULTI`, and not where the
+    /// server is to know of them.
     pub fn may_read_locally(&self) -> bool {
-        !self.is_watching && self.transaction == Transaction::None
+        !self.is_watching && self.transaction == Transaction::None && self.own.is_none()
     }
 }
 
@@ -402,6 +518,36 @@ mod tests {
         assert!(!c.has_unanswered_write());
         c.open_slot(0);
         assert!(!c.has_unanswered_write());
+    }
+
+    #[test]
+    fn a_reply_that_is_not_wanted_takes_its_place_and_leaves_nothing() {
+        let mut c = client();
+        c.wants = Wants::SkipNext;
+        c.next_request();
+        let a = c.open_slot(0);
+        c.next_request();
+        let b = c.open_slot(0);
+        c.wants = Wants::None;
+        c.reply(|out| out.extend_from_slice(b"3"));
+        let d = c.open_slot(0);
+        c.deliver(d, b"4", true);
+        c.deliver(b, b"2", true);
+        c.deliver(a, b"1", true);
+        assert_eq!(c.out, b"2");
+        assert!(c.is_clear());
+    }
+
+    #[test]
+    fn a_connection_that_was_lost_after_a_write_is_remembered() {
+        let mut c = client();
+        c.note_write_to(1, 0);
+        c.note_write_to(2, 5);
+        c.note_write_to(1, 0);
+        assert!(!c.is_write_lost);
+        c.note_write_to(1, 1);
+        assert!(c.is_write_lost);
+        assert_eq!(c.wrote, [(2, 5), (1, 1)]);
     }
 
     #[test]

@@ -214,6 +214,9 @@ impl Shard {
         if up.role == Role::Reader && is_cluster {
             step(&[b"READONLY"], Step::ReadOnly);
         }
+        if matches!(up.role, Role::Pinned(_)) {
+            step(&[b"CLIENT", b"ID"], Step::Id);
+        }
         if up.role == Role::Tracking {
             step(&[b"CLIENT", b"TRACKING", b"ON"], Step::Tracking);
             step(&[b"ROLE"], Step::Role);
@@ -286,6 +289,9 @@ impl Shard {
         state.shared.retain(|(_, _, i)| *i != index);
         state.readers.retain(|(_, _, i)| *i != index);
         state.idle.retain(|i| *i != index);
+        if matches!(up.role, Role::Shared | Role::Pinned(Some(_))) && up.stage == Stage::Ready {
+            state.losses = state.losses.wrapping_add(1);
+        }
         if up.role == Role::Reader {
             self.forget_replica(up.node);
         }
@@ -392,6 +398,7 @@ impl Shard {
         }
         self.open_tracking();
         self.unpark();
+        self.open_own_of_all();
     }
 
     /// Gives up connections that never came to be, and opens tracking where it is missing.

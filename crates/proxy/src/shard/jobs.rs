@@ -26,8 +26,10 @@ pub(super) struct Job {
     parts: Vec<Vec<u8>>,
 }
 
-enum How {
+pub(super) enum How {
     Merge(Merge),
+    /// `WAIT`: barriers, and numbers of which the least counts.
+    Copies,
     /// For each key of an MGET: its part, and its place there.
     Places(Vec<(u32, u32)>),
     /// SCAN at the node with this place, of so many.
@@ -206,7 +208,7 @@ impl Shard {
             let part = part as u32;
             let opened = match self.topology.as_ref().and_then(|t| t.primary_of(node)) {
                 _ if is_beside => self.open(node, Role::Pinned(None), protocol, db),
-                None => self.shared(node, protocol, db),
+                None => self.path(id, node, protocol, db),
                 Some(primary) => {
                     // A write behind it must not overtake it.
                     if let Some(client) = self.client(id) {
@@ -225,6 +227,9 @@ impl Shard {
                     self.upstreams[index as usize].send(&frame, pending);
                     self.stats.forwarded.add(1);
                     self.mark_upstream(index);
+                    if is_write(flags) {
+                        self.note_write_to(id, node);
+                    }
                 }
                 Err(text) => {
                     self.stats.upstream_errors.add(1);
@@ -235,6 +240,72 @@ impl Shard {
             }
         }
         Flow::Next
+    }
+
+    /// Sends requests to nodes on connections that are this client's alone until they have answered.
+    pub(super) fn start_beside(
+        &mut self,
+        id: ClientId,
+        how: How,
+        nodes: &[u32],
+        frames: &[Vec<u8>],
+    ) -> Flow {
+        let Some(client) = self.client(id) else {
+            return Flow::Next;
+        };
+        let (protocol, db) = (client.protocol, client.db);
+        let mut indexes = Vec::with_capacity(nodes.len());
+        for &node in nodes {
+            match self.pinned(node, id, protocol, db) {
+                Ok(index) => indexes.push(index),
+                Err(text) => {
+                    indexes.into_iter().for_each(|index| self.release(index));
+                    return self.refuse_upstream(id, &text);
+                }
+            }
+        }
+        let Some(client) = self.client(id) else {
+            return Flow::Next;
+        };
+        let seq = client.open_slot(0);
+        client.is_held = true;
+        client.is_blocked = true;
+        let count = indexes.len() * frames.len();
+        let job = self.jobs.insert(Job {
+            ticket: Ticket { client: id, seq },
+            merge: how,
+            waiting: count,
+            parts: vec![Vec::new(); count],
+        }) as u32;
+        let mut part = 0;
+        for index in indexes {
+            let now = self.now;
+            let up = &mut self.upstreams[index as usize];
+            for frame in frames {
+                let owner = Owner::Part { job, part };
+                up.send(frame, Pending::new(owner, frame.len(), now));
+                part += 1;
+            }
+            self.stats.forwarded.add(frames.len() as u64);
+            self.mark_upstream(index);
+            if let Some(client) = self.client(id) {
+                client.beside.push(index);
+            }
+        }
+        Flow::Next
+    }
+
+    /// A connection that a client had for one request has answered it.
+    pub(super) fn end_beside(&mut self, id: ClientId, index: u32) {
+        let is_beside = self.client(id).is_some_and(|client| {
+            let place = client.beside.iter().position(|i| *i == index);
+            place
+                .map(|place| client.beside.swap_remove(place))
+                .is_some()
+        });
+        if is_beside {
+            self.release(index);
+        }
     }
 
     pub(super) fn on_part(&mut self, job: u32, part: u32, frame: &[u8]) {
@@ -250,8 +321,10 @@ impl Shard {
         }
         let job = self.jobs.remove(job as usize);
         let ticket = job.ticket;
+        let is_wait = matches!(job.merge, How::Copies);
         let reply = merge(job);
         if let Some(client) = self.client(ticket.client) {
+            client.is_blocked &= !is_wait;
             client.deliver(ticket.seq, &reply, true);
         }
         self.mark_client(ticket.client);
@@ -280,6 +353,7 @@ fn merge(job: Job) -> Vec<u8> {
             encode::integer(&mut out, sum);
             Some(out)
         }
+        How::Copies => merge_copies(&job.parts),
         How::Merge(Merge::Concat) => merge_concat(&job.parts),
         How::Merge(Merge::Least) => merge_least(&job.parts),
         How::Merge(Merge::NotNull) => job
@@ -351,6 +425,18 @@ fn merge_least(parts: &[Vec<u8>]) -> Option<Vec<u8>> {
         let least = parts.iter().filter_map(|p| integer(p.get(i)?)).min()?;
         encode::integer(&mut out, least);
     }
+    Some(out)
+}
+
+/// What the least copied of the nodes says, barriers left out.
+fn merge_copies(parts: &[Vec<u8>]) -> Option<Vec<u8>> {
+    let said: Vec<Vec<u8>> = parts.iter().filter(|p| p[..1] != *b"+").cloned().collect();
+    if said.first()?.starts_with(b"*") {
+        return merge_least(&said);
+    }
+    let least = said.iter().filter_map(|p| integer(p)).min()?;
+    let mut out = Vec::new();
+    encode::integer(&mut out, least);
     Some(out)
 }
 

@@ -1,27 +1,32 @@
 //! Commands that concern the connection between client and proxy, answered here.
 
+use keyheat_resp::command::Command;
 use keyheat_resp::{encode, Protocol};
 
 use super::classify::Local;
-use super::client::{Client, ClientId, Transaction};
+use super::client::{ClientId, Transaction, Wants};
 use super::serve::{Flow, Request};
 use super::Shard;
 
 impl Shard {
-    pub(super) fn local(&mut self, id: ClientId, request: &Request<'_>, local: Local) -> Flow {
+    pub(super) fn local(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        command: Option<&'static Command>,
+        local: Local,
+    ) -> Flow {
         match local {
             Local::Ping | Local::Echo => self.ping(id, request, local),
             Local::Hello => self.hello(id, request),
             Local::Auth => self.auth(id, request),
             Local::Select => self.select(id, request),
-            Local::Client => self.client_command(id, request),
-            Local::Ok => {
-                if let Some(client) = self.client(id) {
-                    client.reply(|out| encode::simple(out, "OK"));
-                }
-                Flow::Next
+            Local::Client => self.client_command(id, request, command),
+            Local::Cluster => self.cluster_command(id, request),
+            Local::OfCluster if !self.topology.as_ref().is_some_and(|t| t.is_cluster()) => {
+                self.any_node(id, request, command)
             }
-            Local::NoCluster => self.refuse(id, "ERR This instance has cluster support disabled"),
+            Local::OfCluster => self.say(id, |out| encode::simple(out, "OK")),
             Local::Quit => {
                 if let Some(client) = self.client(id) {
                     client.reply(|out| encode::simple(out, "OK"));
@@ -117,16 +122,6 @@ impl Shard {
                  client and select the RESP protocol version at the same time",
             );
         }
-        let is_bound = self.client(id).is_some_and(|c| {
-            let has_session = c.pinned.is_some() || c.subscriber.is_some();
-            has_session && wanted.is_some_and(|w| w != c.protocol)
-        });
-        if is_bound {
-            let text =
-                "ERR keyheat: the protocol cannot change while keys are watched or channels \
-                        are subscribed to";
-            return self.refuse(id, text);
-        }
         // Replies that are on their way were asked for in the old protocol.
         let is_change = self
             .client(id)
@@ -134,6 +129,16 @@ impl Shard {
         if is_change {
             return Flow::Wait;
         }
+        let is_turn = |c: &super::client::Client| wanted.is_some_and(|w| w != c.protocol);
+        if let Some(protocol) =
+            wanted.filter(|_| self.clients.get(id.index as usize).is_some_and(is_turn))
+        {
+            self.turn_protocol(id, protocol);
+        }
+        let mode = match &self.topology {
+            Some(t) if t.is_cluster() => "cluster",
+            _ => "standalone",
+        };
         let server = self.topology.as_ref().map(|t| t.server.clone());
         let server = server.unwrap_or_default();
         if let Some(client) = self.client(id) {
@@ -160,7 +165,7 @@ impl Shard {
                     encode::bulk(out, k.as_bytes());
                     encode::bulk(out, v.as_bytes());
                 };
-                text("mode", "standalone");
+                text("mode", mode);
                 text("role", "master");
                 encode::bulk(out, b"modules");
                 encode::array_header(out, 0);
@@ -230,12 +235,8 @@ impl Shard {
             client.reply(|out| encode::simple(out, "OK"));
             return Flow::Next;
         }
-        if !client.is_clear() || client.is_watching {
-            return if client.is_watching {
-                self.refuse(id, "ERR keyheat: SELECT after WATCH is not supported")
-            } else {
-                Flow::Wait
-            };
+        if !client.is_clear() {
+            return Flow::Wait;
         }
         self.try_select(id, request, db)
     }
@@ -253,87 +254,12 @@ impl Shard {
             client.name.clear();
             client.is_authenticated = !has_password;
             client.transaction = Transaction::None;
+            client.wants = Wants::All;
+            client.is_kept = false;
             client.reply(|out| encode::simple(out, "RESET"));
         }
         Flow::Next
     }
-
-    fn client_command(&mut self, id: ClientId, request: &Request<'_>) -> Flow {
-        let sub = request.arg(1).to_ascii_lowercase();
-        let Some(client) = self.client(id) else {
-            return Flow::Next;
-        };
-        match (sub.as_slice(), request.argc()) {
-            (b"id", 2) => {
-                let number = client.id as i64;
-                client.reply(|out| encode::integer(out, number));
-            }
-            (b"getname", 2) => {
-                let (name, protocol) = (client.name.clone(), client.protocol);
-                client.reply(|out| {
-                    if name.is_empty() {
-                        encode::null(out, protocol);
-                    } else {
-                        encode::bulk(out, &name);
-                    }
-                });
-            }
-            (b"setname", 3) => {
-                let name = request.arg(2);
-                if !name.iter().all(|b| (b'!'..=b'~').contains(b)) {
-                    let text =
-                        "ERR Client names cannot contain spaces, newlines or special characters.";
-                    return self.refuse(id, text);
-                }
-                client.name = name.to_vec();
-                client.reply(|out| encode::simple(out, "OK"));
-            }
-            (b"setinfo", 4) => {
-                let value = request.arg(3);
-                let place = match request.arg(2).to_ascii_lowercase().as_slice() {
-                    b"lib-name" => Some(&mut client.library.0),
-                    b"lib-ver" => Some(&mut client.library.1),
-                    _ => None,
-                };
-                let Some(place) = place.filter(|_| value.len() <= 256) else {
-                    let text = format!(
-                        "ERR Unrecognized option '{}'",
-                        String::from_utf8_lossy(request.arg(2))
-                    );
-                    return self.refuse(id, &text);
-                };
-                *place = value.to_vec();
-                client.reply(|out| encode::simple(out, "OK"));
-            }
-            (b"info", 2) => {
-                let line = describe(client);
-                client.reply(|out| encode::bulk(out, line.as_bytes()));
-            }
-            (b"no-evict", 3) | (b"capa", 3..) => client.reply(|out| encode::simple(out, "OK")),
-            _ => {
-                let text = format!(
-                    "ERR keyheat: 'client {}' is not supported yet",
-                    String::from_utf8_lossy(&sub)
-                );
-                self.stats.refused.add(1);
-                return self.refuse(id, &text);
-            }
-        }
-        Flow::Next
-    }
-}
-
-fn describe(c: &Client) -> String {
-    format!(
-        "id={} addr={} name={} db={} resp={} lib-name={} lib-ver={}\n",
-        c.id,
-        c.peer,
-        String::from_utf8_lossy(&c.name),
-        c.db,
-        if c.protocol == Protocol::Resp3 { 3 } else { 2 },
-        String::from_utf8_lossy(&c.library.0),
-        String::from_utf8_lossy(&c.library.1),
-    )
 }
 
 fn or<'a>(text: &'a str, default: &'a str) -> &'a str {

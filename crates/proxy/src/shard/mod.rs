@@ -15,7 +15,10 @@
 //! - `classify`: what is done with each command
 //! - `serve`: requests in
 //! - `locals`: commands answered here
-//! - `session`: transactions and blocking commands; `subscribe`: subscriptions
+//! - `session`: transactions and blocking commands; `subscribe`: subscriptions, `MONITOR`
+//! - `own`: clients with connections of their own; `wait`: `WAIT`
+//! - `client_command`: what clients ask about clients; `ask`: of all shards; `facade`: one node, to clients
+//!   of a Cluster
 //! - `forward`: connections upstream, and their failure; `redirect`: MOVED and ASK
 //! - `replies`: replies in
 //! - `jobs`: requests split over nodes
@@ -26,24 +29,30 @@
 //! - `bounds`: clients that are let go
 //! - `gather`: how many requests go upstream in one write
 
+mod ask;
 mod bounds;
 mod classify;
 mod client;
+mod client_command;
 mod count;
+mod facade;
 mod fill;
 mod forward;
 mod gather;
 mod jobs;
 mod locals;
+mod own;
 mod redirect;
 mod replicas;
 mod replies;
 mod serve;
 mod session;
 mod settings;
+mod shard_channels;
 mod subscribe;
 mod tracking;
 mod upstream;
+mod wait;
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Write};
@@ -71,6 +80,8 @@ use crate::settings::Settings;
 use crate::stats::ShardStats;
 use crate::stream::Stream;
 use crate::topology::Topology;
+pub(crate) use ask::{Answer, Question};
+pub(crate) use client::Ticket;
 use client::{Client, ClientId};
 use fill::Fill;
 pub(crate) use forward::keep_alive;
@@ -111,6 +122,14 @@ pub(crate) enum ToShard {
     LocalCache(bool),
     /// Settings have changed.
     Settings(ShardSettings),
+    /// What a client asks about all clients.
+    Asked(Arc<ask::Question>, Sender<ask::Answer>),
+    /// What all shards say to that.
+    Answered(
+        client::Ticket,
+        Arc<ask::Question>,
+        Result<ask::Answer, String>,
+    ),
     /// Finish what is under way and let the clients go.
     Drain,
     /// End now.
@@ -172,6 +191,8 @@ struct NodeState {
     refused_until: Nanos,
     /// Control was told that the server does not let us track.
     is_refusal_told: bool,
+    /// Connections on which writes may have been made that were lost.
+    losses: u32,
     /// It let us open a tracking connection, and then refused what was asked on it.
     is_refused_open: bool,
 }
@@ -199,6 +220,8 @@ pub(crate) struct Shard {
     stats: Arc<ShardStats>,
 
     clients: Slab<Client>,
+    /// Shard channels whose slot has moved, until they are subscribed to again.
+    astray: Vec<subscribe::Astray>,
     upstreams: Slab<Upstream>,
     generation: u32,
     next_client_id: Arc<std::sync::atomic::AtomicU64>,
@@ -287,6 +310,7 @@ impl Shard {
             control: parts.control,
             stats: parts.stats,
             clients: Slab::new(),
+            astray: Vec::new(),
             upstreams: Slab::new(),
             generation: 0,
             next_client_id: parts.next_client_id,
@@ -461,6 +485,12 @@ impl Shard {
                 }
             }
             ToShard::Settings(settings) => self.on_settings(settings),
+            ToShard::Asked(question, reply) => {
+                let _ = reply.send(self.answer(&question));
+            }
+            ToShard::Answered(ticket, question, answer) => {
+                self.on_answered(ticket, &question, answer);
+            }
             ToShard::Drain => self.is_draining = true,
             ToShard::Stop => self.is_stopped = true,
         }
@@ -485,6 +515,8 @@ impl Shard {
         let id = self.next_client_id.fetch_add(1, Relaxed);
         let mut client = Client::new(stream, self.generation, id, peer);
         client.db = self.settings.upstream.db;
+        client.deeds.connected_at = self.now;
+        client.deeds.active_at = self.now;
         client.is_authenticated = self.settings.upstream.password.is_none();
         client.parser = RequestParser::new(serve::limits_of(&client));
         let entry = self.clients.vacant_entry();
@@ -578,7 +610,10 @@ impl Shard {
         while client.written < client.out.len() {
             match client.stream.write(&client.out[client.written..]) {
                 Ok(0) => return self.close_client(id),
-                Ok(n) => client.written += n,
+                Ok(n) => {
+                    client.written += n;
+                    client.deeds.bytes_out += n as u64;
+                }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return self.close_client(id),
@@ -616,8 +651,8 @@ impl Shard {
         let mut client = self.clients.remove(id.index as usize);
         let _ = self.poll.registry().deregister(&mut client.stream);
         self.stats.clients.add(-1);
-        for index in [client.pinned, client.subscriber].into_iter().flatten() {
-            self.close_upstream(index, "its client left");
+        for index in client.connections() {
+            self.unpin_and_close(index, "its client left");
         }
     }
 
@@ -647,6 +682,7 @@ impl Shard {
         self.look_after_upstreams();
         self.look_at_replicas();
         self.expire_parked();
+        self.look_after_astray();
         self.stats.cache_bytes.set(self.cache.bytes() as i64);
         self.stats.cache_entries.set(self.cache.len() as i64);
         self.bound_buffers();

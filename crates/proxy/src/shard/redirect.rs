@@ -109,7 +109,16 @@ impl Shard {
         mut pending: Pending,
         is_ask: bool,
     ) {
-        match self.shared(node, protocol, db) {
+        let opened = match pending.owner {
+            Owner::Client(ticket) => {
+                if pending.has(Pending::WRITE | Pending::WRITES_ALL) {
+                    self.note_write_to(ticket.client, node);
+                }
+                self.path(ticket.client, node, protocol, db)
+            }
+            _ => self.shared(node, protocol, db),
+        };
+        match opened {
             Ok(index) => {
                 let now = self.now;
                 let up = &mut self.upstreams[index as usize];
@@ -175,7 +184,7 @@ impl Shard {
 
 /// `MOVED 3999 127.0.0.1:6381` → (is it ASK, slot, address). A node that does not say a host means
 /// its own; an IPv6 address comes without brackets.
-fn redirect(reply: &[u8], from: &str) -> Option<(bool, u16, String)> {
+pub(super) fn redirect(reply: &[u8], from: &str) -> Option<(bool, u16, String)> {
     let line = std::str::from_utf8(reply.strip_suffix(b"\r\n")?).ok()?;
     let mut words = line.split(' ');
     let is_ask = match words.next()? {

@@ -2,11 +2,11 @@
 
 use std::io::{ErrorKind, Read};
 
-use keyheat_resp::reply::parse;
+use keyheat_resp::reply::{parse, Value};
 use keyheat_resp::{encode, tracking, Limits};
 use mio::event::Event;
 
-use super::client::ClientId;
+use super::client::{ClientId, Transaction};
 use super::upstream::{Owner, Pending, Role, Stage};
 use super::Shard;
 use keyheat_net::clock;
@@ -182,13 +182,18 @@ impl Shard {
     fn take_frame(&mut self, index: u32, frame: &[u8]) {
         let up = &mut self.upstreams[index as usize];
         if let Role::Subscriber(id) = up.role {
-            if !matches!(up.pending.front().map(|p| p.owner), Some(Owner::Setup(_))) {
-                return self.on_message_for(id, frame);
+            // A message may come before the answer to a HELLO on the same connection.
+            let is_answer = matches!(up.pending.front().map(|p| p.owner), Some(Owner::Setup(_)));
+            if !is_answer || (frame[0] == b'>' && up.stage == Stage::Ready) {
+                return self.on_message_for(id, index, frame);
             }
         }
         if frame[0] == b'>' {
-            if up.role == Role::Tracking {
-                self.on_push(index, frame);
+            match up.role {
+                Role::Tracking => self.on_push(index, frame),
+                // What the server announces to this client alone.
+                Role::Pinned(Some(id)) => self.push_to(id, frame),
+                _ => {}
             }
             return;
         }
@@ -209,8 +214,8 @@ impl Shard {
                 self.note_latency(node, pending.sent_at);
             }
             self.pass_on(ticket.client, ticket.seq, frame, true);
-            if pending.has(Pending::RELEASES) {
-                self.on_session_reply(&pending, frame);
+            if pending.flags & (Pending::RELEASES | Pending::OWN) != 0 {
+                self.after_reply(&pending, frame);
             }
             return;
         }
@@ -233,7 +238,7 @@ impl Shard {
                 if super::replicas::is_unfit(frame) && self.read_from_primary(&pending, &request) {
                     return;
                 }
-            } else if role != Role::Shared {
+            } else if self.is_bound(role) {
                 self.learn(&pending, node, frame);
             } else if self.follow(&pending, node, &request, frame) {
                 return;
@@ -248,12 +253,55 @@ impl Shard {
             // What follows would run at once instead of being queued.
             return self.close_upstream(index, "it refused MULTI");
         }
-        if matches!(pending.owner, Owner::Part { .. }) && role == Role::Pinned(None) {
-            return self.close_upstream(index, "no longer needed");
+        if matches!(pending.owner, Owner::Part { .. }) {
+            let is_over = self
+                .upstreams
+                .get(index as usize)
+                .is_some_and(|u| u.pending.is_empty());
+            match role {
+                Role::Pinned(None) => return self.close_upstream(index, "no longer needed"),
+                Role::Pinned(Some(id)) if is_over => self.end_beside(id, index),
+                _ => {}
+            }
         }
+        self.after_reply(&pending, frame);
+    }
+
+    /// What follows from a reply for the session of its client.
+    fn after_reply(&mut self, pending: &Pending, frame: &[u8]) {
         if pending.has(Pending::RELEASES) {
-            self.on_session_reply(&pending, frame);
+            self.on_session_reply(pending, frame);
         }
+        if let (Owner::Client(ticket), true) = (pending.owner, pending.has(Pending::OWN)) {
+            self.on_own_reply(ticket.client, frame);
+        }
+    }
+
+    /// Whether requests on such a connection stay on it: a transaction, a watch, a wait.
+    fn is_bound(&mut self, role: Role) -> bool {
+        match role {
+            Role::Shared => false,
+            Role::Pinned(Some(id)) => self.client(id).is_none_or(|c| {
+                c.own.is_none()
+                    || c.is_watching
+                    || c.transaction != Transaction::None
+                    || c.is_blocked
+            }),
+            _ => true,
+        }
+    }
+
+    /// Passes on what answers no request.
+    fn push_to(&mut self, id: ClientId, frame: &[u8]) {
+        let budget = self.budget;
+        let Some(client) = self.client(id) else {
+            return;
+        };
+        client.push(frame);
+        if client.load() > budget {
+            return self.cut_for_memory(id);
+        }
+        self.mark_client(id);
     }
 
     /// Counts an access and voids what it wrote, without copying the request.
@@ -361,7 +409,12 @@ impl Shard {
         let is_error = frame[0] == b'-';
         let node = up.node;
         let is_tracking = up.role == Role::Tracking;
-        if is_error && step != Step::Name {
+        if let (Step::Id, Ok(Some((Value::Int(number), _)))) =
+            (step, parse(frame, &Limits::default()))
+        {
+            up.server_id = number;
+        }
+        if is_error && !matches!(step, Step::Name | Step::Id) {
             let error = frame.get(1..).unwrap_or_default();
             let said = String::from_utf8_lossy(error).trim_end().to_owned();
             if is_tracking && matches!(step, Step::Tracking | Step::Role | Step::Hello) {

@@ -2,13 +2,13 @@
 
 use std::io::{ErrorKind, Read};
 
-use keyheat_resp::command::{self, Command};
+use keyheat_resp::command::{self, Access, Command};
 use keyheat_resp::request::{Parse, RequestParser};
 use keyheat_resp::{encode, slot};
 use mio::event::Event;
 
 use super::classify::{Class, Local, Merge};
-use super::client::{Client, ClientId, Ticket, Transaction};
+use super::client::{Client, ClientId, Ticket, Transaction, Wants};
 use super::upstream::{Owner, Pending};
 use super::{Shard, BACKLOG_SOFT_BYTES, WAITING_MAX};
 use crate::headed::Heard;
@@ -100,7 +100,7 @@ impl Shard {
         let Some(client) = self.client(id) else {
             return;
         };
-        if client.is_blocked || client.subscriber.is_some() {
+        if client.is_blocked || client.subscriber.is_some() || client.listening.is_some() {
             // It waits for something that may never come, and has left.
             self.close_client(id);
         } else if !client.has_ended && !client.is_held {
@@ -231,7 +231,10 @@ impl Shard {
                 // Local answers are judged at this instant: every request just read was sent
                 // before it, so a proof that holds now holds for all of them.
                 client.is_active = true;
-                self.now = clock::now();
+                client.deeds.bytes_in += n as u64;
+                let now = clock::now();
+                client.deeds.active_at = now;
+                self.now = now;
                 Some(n)
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => None,
@@ -293,6 +296,9 @@ impl Shard {
                     }
                     pos += len;
                     if let Some(client) = self.client(id) {
+                        if client.wants != Wants::All {
+                            client.next_request();
+                        }
                         if client.is_authenticated != was_authenticated {
                             was_authenticated = client.is_authenticated;
                             parser = RequestParser::new(limits_of(client));
@@ -348,9 +354,10 @@ impl Shard {
             None if is_http(name) => Class::Cut,
             None => Class::AnyNode,
         };
-        let Some(client) = self.clients.get(id.index as usize) else {
+        let Some(client) = self.clients.get_mut(id.index as usize) else {
             return Flow::Next;
         };
+        client.deeds.requests += 1;
         if !client.is_authenticated
             && !matches!(
                 class,
@@ -373,10 +380,13 @@ impl Shard {
         }
         // From here on a subcommand stands for its command: it is what has keys and writes.
         let command = command.map(|c| c.sub(request.arg(1)).unwrap_or(c));
+        client.deeds.last = command;
         if client.has_waiting_fill() && command.is_none_or(writes) {
             return Flow::Wait;
         }
-        let is_plain = client.transaction == Transaction::None && client.subscriptions == 0;
+        let is_plain = client.transaction == Transaction::None
+            && client.subscriptions == 0
+            && client.listening.is_none();
         if !is_plain {
             if let Some(flow) = self.in_session(id, request, command, class) {
                 return flow;
@@ -388,10 +398,13 @@ impl Shard {
             Class::OneServerOnly => self.one_server(id, request, command),
             Class::AllNodes(_) | Class::Beside(_) => self.all_nodes(id, request, command, class),
             Class::Scan => self.scan(id, request),
-            Class::Local(local) => self.local(id, request, local),
+            Class::Local(local) => self.local(id, request, command, local),
             Class::Session(session) => self.session(id, request, session),
             Class::Blocking => self.blocking(id, request, command),
             Class::Subscribe => self.subscribe(id, request),
+            Class::Monitor => self.monitor(id, request),
+            Class::Wait => self.wait_for_copies(id, request),
+            Class::Apart => self.apart(id, request, command),
             Class::Refused(why) => {
                 self.stats.refused.add(1);
                 let name = String::from_utf8_lossy(name).to_lowercase();
@@ -422,18 +435,21 @@ impl Shard {
             slot: None,
         };
         let mut is_apart = false;
-        let found = command.for_each_key(
+        let found = command.for_each_key_access(
             request.argc(),
             |i| request.arg(i),
-            |i| {
-                if keys.count == 0 {
-                    keys.first = i;
-                    keys.hash = self.hasher.hash(request.arg(i));
-                }
+            |i, access| {
                 if is_cluster {
                     let slot = slot::slot(request.arg(i));
                     is_apart |= keys.slot.is_some_and(|s| s != slot);
                     keys.slot = Some(slot);
+                }
+                if access == Access::NotKey {
+                    return; // a shard channel: it has a slot, and is no key
+                }
+                if keys.count == 0 {
+                    keys.first = i;
+                    keys.hash = self.hasher.hash(request.arg(i));
                 }
                 keys.count += 1;
             },
@@ -470,7 +486,10 @@ impl Shard {
             Err(text) => return self.refuse(id, text),
         };
         if keys.count == 0 {
-            return self.any_node(id, request, Some(command));
+            return match keys.slot.map(|slot| self.owner(slot)) {
+                Some(Ok(node)) if !writes(command) => self.send_for(id, request.frame, node, 0, 0),
+                _ => self.any_node(id, request, Some(command)),
+            };
         }
         let Some(slot) = keys.slot else {
             return match class {
@@ -536,17 +555,24 @@ impl Shard {
             return Flow::Next;
         };
         let (protocol, db) = (client.protocol, client.db);
-        let index = match self.shared(node, protocol, db) {
+        let opened = if client.own.is_none() {
+            self.shared(node, protocol, db)
+        } else {
+            self.own_connection(id, node)
+        };
+        let index = match opened {
             Ok(index) => index,
             Err(text) => return self.refuse_upstream(id, &text),
         };
         let now = self.now;
+        let losses = self.nodes[node as usize].losses;
         let Some(client) = self.client(id) else {
             return Flow::Next;
         };
         let seq = client.open_slot(frame.len());
         if flags & (Pending::WRITE | Pending::WRITES_ALL) != 0 {
             client.note_write(seq);
+            client.note_write_to(node, losses);
         }
         let mut pending = Pending::new(Owner::Client(Ticket { client: id, seq }), frame.len(), now);
         pending.key_hash = key_hash;
@@ -564,7 +590,7 @@ impl Shard {
 
     /// A request without a key, or of an unknown command: some node answers, and what it says
     /// (an error, `MOVED`) is dealt with as usual.
-    fn any_node(
+    pub(super) fn any_node(
         &mut self,
         id: ClientId,
         request: &Request<'_>,
@@ -580,6 +606,32 @@ impl Shard {
             self.epochs.bump_all();
         }
         self.send_for(id, request.frame, node, 0, flags)
+    }
+
+    /// Remembers that a client has written to a node.
+    pub(super) fn note_write_to(&mut self, id: ClientId, node: u32) {
+        let losses = self.nodes[node as usize].losses;
+        if let Some(client) = self.client(id) {
+            client.note_write_to(node, losses);
+        }
+    }
+
+    /// About one server, and it may take its time or say what answers no request (`DEBUG`).
+    fn apart(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        command: Option<&'static Command>,
+    ) -> Flow {
+        if self.topology.as_ref().is_some_and(|t| t.is_cluster()) {
+            return self.one_server(id, request, command);
+        }
+        let flow = self.blocking(id, request, command);
+        if let Some(client) = self.client(id).filter(|c| c.is_blocked) {
+            // It may change any key (DEBUG RELOAD, POPULATE …).
+            client.writes_all = true;
+        }
+        flow
     }
 
     fn one_server(

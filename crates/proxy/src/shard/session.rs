@@ -36,6 +36,13 @@ impl Shard {
     ) -> Option<Flow> {
         let client = self.clients.get(id.index as usize)?;
         if client.transaction == Transaction::None {
+            let is_monitor = client.listening.as_ref().is_some_and(|l| l.is_monitor);
+            if is_monitor && matches!(class, Class::Keyed | Class::Split(_) | Class::Blocking) {
+                return Some(self.refuse(id, "ERR Replica can't interact with the keyspace"));
+            }
+            if client.subscriptions == 0 {
+                return None;
+            }
             let is_free = client.protocol == Protocol::Resp3
                 || matches!(
                     class,
@@ -64,6 +71,7 @@ impl Shard {
             | Class::Split(_)
             | Class::Blocking
             | Class::AnyNode
+            | Class::Apart
             | Class::OneServerOnly => Some(self.queue_command(id, request, command)),
             Class::AllNodes(_) | Class::Scan => {
                 let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
@@ -324,7 +332,16 @@ impl Shard {
         client.queued.clear();
         client.writes_all = false;
         client.written_keys.clear();
-        if let Some(index) = client.pinned.take() {
+        let own = client.own.as_ref();
+        if let Some(index) = client
+            .pinned
+            .filter(|i| own.is_some_and(|own| own.holds(*i)))
+        {
+            client.pinned = None;
+            let up = &mut self.upstreams[index as usize];
+            up.ask(&[b"UNWATCH"], Owner::Nobody, self.now);
+            self.mark_upstream(index);
+        } else if let Some(index) = client.pinned.take() {
             // With a transaction open or keys watched, closing is the surest way to forget both.
             self.unpin_and_close(index, "its transaction was dropped");
         }
@@ -395,7 +412,11 @@ impl Shard {
             return Ok(());
         };
         let (protocol, db) = (client.protocol, client.db);
-        let index = self.pinned(node, id, protocol, db)?;
+        let index = if client.own.is_some() {
+            self.own_connection(id, node)?
+        } else {
+            self.pinned(node, id, protocol, db)?
+        };
         if let Some(client) = self.client(id) {
             client.pinned = Some(index);
         }
@@ -419,7 +440,11 @@ impl Shard {
         let owner = Owner::Client(Ticket { client: id, seq });
         let mut pending = Pending::new(owner, frame.len(), now);
         pending.flags = flags;
-        self.upstreams[index as usize].send(frame, pending);
+        let up = &mut self.upstreams[index as usize];
+        up.send(frame, pending);
+        let node = up.node;
+        // Whether it writes is not asked: WAIT may wait for too much, never for too little.
+        self.note_write_to(id, node);
         self.stats.forwarded.add(1);
         self.mark_upstream(index);
         Flow::Next
@@ -436,7 +461,19 @@ impl Shard {
             return;
         };
         client.releases_pinned = false;
-        if std::mem::take(&mut client.is_blocked) && client.is_watching {
+        let wanted = client.wanted_db.take();
+        let selected = wanted.filter(|_| reply == b"+OK\r\n");
+        client.db = selected.unwrap_or(client.db);
+        if let (Some(db), Some(index)) = (selected, client.pinned) {
+            if let Some(up) = self.upstreams.get_mut(index as usize) {
+                up.db = db;
+            }
+        }
+        let Some(client) = self.client(id) else {
+            return;
+        };
+        let is_passing = std::mem::take(&mut client.is_blocked) || wanted.is_some();
+        if is_passing && client.is_watching {
             // Only the wait is over; the watch goes on, and its connection stays the client's own.
             return self.mark_client(id);
         }
@@ -445,11 +482,10 @@ impl Shard {
         client.is_aborted = false;
         client.is_watch_lost = false;
         let pinned = client.pinned.take();
-        let selected = client.wanted_db.take().filter(|_| reply == b"+OK\r\n");
-        client.db = selected.unwrap_or(client.db);
-        if let Some(index) = pinned {
-            if let Some(up) = self.upstreams.get_mut(index as usize) {
-                up.db = selected.unwrap_or(up.db);
+        let own = client.own.as_ref();
+        let is_own = pinned.is_some_and(|i| own.is_some_and(|own| own.holds(i)));
+        if let Some(index) = pinned.filter(|_| !is_own) {
+            if self.upstreams.contains(index as usize) {
                 self.release(index);
             }
         }
@@ -464,10 +500,10 @@ impl Shard {
             return;
         };
         client.is_closing = true;
-        let others = [client.pinned.take(), client.subscriber.take()];
+        let others = client.connections();
         self.void_written(id);
-        // Whoever waits on the other connection must be answered too, or the client never ends.
-        for index in others.into_iter().flatten().filter(|i| *i != lost) {
+        // Whoever waits on the other connections must be answered too, or the client never ends.
+        for index in others.into_iter().filter(|i| *i != lost) {
             self.unpin_and_close(index, "its client is being cut");
         }
         self.mark_client(id);
@@ -507,10 +543,11 @@ impl Shard {
         client.is_watch_lost = false;
         client.queued.clear();
         client.writes_all = false;
+        client.counts = [0, 0];
         client.subscriptions = 0;
+        client.is_subscribing = false;
         client.written_keys.clear();
-        let indexes = [client.pinned.take(), client.subscriber.take()];
-        for index in indexes.into_iter().flatten() {
+        for index in client.connections() {
             self.unpin_and_close(index, "its client was reset");
         }
     }

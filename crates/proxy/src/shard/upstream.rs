@@ -77,6 +77,10 @@ pub(super) enum Step {
     ReadOnly,
     Tracking,
     Role,
+    /// The connection's number at the server, for `CLIENT UNBLOCK`.
+    Id,
+    /// What the client that owns the connection has asked for.
+    Own,
 }
 
 /// What is known of a pending request.
@@ -105,6 +109,8 @@ impl Pending {
     pub const WRITES_ALL: u8 = 16;
     /// Its reply ends the pinning of the client's connection.
     pub const RELEASES: u8 = 32;
+    /// Its reply decides whether the client has connections of its own.
+    pub const OWN: u8 = 64;
     /// It is the DISCARD of a transaction that was spoilt here; its answer says so.
     pub const ABORTS: u8 = 128;
 
@@ -154,6 +160,8 @@ pub(super) struct Upstream {
     /// A beat is under way and every reply of it was good so far.
     pub is_beat_good: bool,
     pub beats_in_flight: u32,
+    /// The server's number of a connection that may block.
+    pub server_id: i64,
 }
 
 impl Upstream {
@@ -180,6 +188,7 @@ impl Upstream {
             opened_at: now,
             is_beat_good: false,
             beats_in_flight: 0,
+            server_id: 0,
         }
     }
 

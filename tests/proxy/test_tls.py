@@ -406,7 +406,7 @@ def test_a_server_that_never_agrees_delays_nobody_else(
         try:
             # Connections that are there wait; a new one is given up in time, and the shard serves on.
             began = time.monotonic()
-            with plain_client(proxy, db=3, retry=None) as second, pytest.raises(redis.RedisError):
+            with plain_client(proxy, protocol=2, retry=None) as second, pytest.raises(redis.RedisError):
                 second.get("k")
             assert time.monotonic() - began < 3
             before = time.monotonic()

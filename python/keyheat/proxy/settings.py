@@ -102,7 +102,7 @@ class ProxySettings(BaseModel):
     handshake_timeout_ms: Annotated[int, Field(ge=100, le=600_000)] = 5_000
     unix_socket: Annotated[Path | None, _NoneIfEmpty, AfterValidator(_is_short_enough)] = None
     unix_socket_mode: Annotated[str, Field(pattern="^[1-7][0-7]{2}$")] = "600"
-    announce: Annotated[str | None, _NoneIfEmpty, Field(pattern=r"^.+:\d{1,5}$")] = None
+    announce: Annotated[Annotated[str, Field(pattern=r"^.+:\d{1,5}$")] | None, _NoneIfEmpty] = None
     http: Annotated[str | None, _address(6381), _NoneIfEmpty] = "127.0.0.1:6381"
 
     # What is behind it.

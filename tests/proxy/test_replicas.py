@@ -85,7 +85,7 @@ def test_reads_are_spread_over_replicas_and_writes_go_to_the_primary(
     proxy = splitting(trio.primary.url)
     with connect(proxy) as client:
         client.set("k", "v")
-        wait_for_replicas(proxy, client, eventually, "k")
+        eventually(lambda: client.get("k") and min(trio.reads()[1:]) > 0)
         before = trio.reads()
         for _ in range(400):
             assert client.get("k") == b"v"
@@ -136,6 +136,23 @@ def test_a_read_sees_the_writes_before_it_while_replicas_lag(
         finally:
             for replica in trio.replicas:
                 replica.client().execute_command("REPLICAOF", "127.0.0.1", trio.primary.port)
+
+
+def test_a_global_read_sees_the_writes_of_everybody(trio: Trio, splitting: Any, eventually: Any) -> None:
+    proxy = splitting(trio.primary.url, read_your_writes="global", local_cache=True)
+    with connect(proxy) as client, trio.primary.client() as elsewhere:
+        wait_for_replicas(proxy, client, eventually)
+        before = trio.reads()
+        for number in range(300):
+            elsewhere.set("k", number)  # not through the proxy
+            assert client.get("k") == b"%d" % number
+        taken = [b - a for a, b in zip(before, trio.reads(), strict=True)]
+        assert sum(taken[1:]) > 200
+        for replica in trio.replicas:  # none of them hears anything any more
+            replica.client().execute_command("REPLICAOF", "127.0.0.1", "1")
+        for number in range(20):
+            elsewhere.set("k", number)
+            assert client.get("k") == b"%d" % number
 
 
 def test_a_replica_that_falls_behind_is_left_out_and_comes_back(

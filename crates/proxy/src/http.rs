@@ -18,6 +18,7 @@ use serde_json::{json, Value};
 use tokio::sync::oneshot;
 
 use crate::control::Shared;
+use crate::settings::ReadYourWrites;
 use crate::stats::sums;
 use keyheat_net::{clock, lock};
 
@@ -179,7 +180,9 @@ pub(crate) fn hot(shared: &Shared) -> Value {
 
 fn cache_state(shared: &Shared) -> Value {
     let refusals = lock(&shared.refusals);
-    let reason = if !shared.settings.load().may_cache() {
+    let reason = if shared.settings.load().read_your_writes == ReadYourWrites::Global {
+        Some("switched off: read_your_writes is 'global'".to_owned())
+    } else if !shared.settings.load().may_cache() {
         Some("switched off: max_staleness_ms is 0 or counting is off".to_owned())
     } else if !shared.cache_on.load(Relaxed) {
         Some("switched off".to_owned())

@@ -158,6 +158,8 @@ pub enum ReadYourWrites {
     Connection,
     /// Those that went through this proxy.
     Proxy,
+    /// Everybody's: the primary is asked first how far it is.
+    Global,
 }
 
 /// Whether connections begin with a header of the PROXY protocol.
@@ -392,7 +394,8 @@ impl Settings {
     /// Whether the settings allow local answers at all.
     #[must_use]
     pub fn may_cache(&self) -> bool {
-        self.max_staleness_ms > 0 && self.counting
+        let is_too_strict = self.read_your_writes == ReadYourWrites::Global;
+        self.max_staleness_ms > 0 && self.counting && !is_too_strict
     }
 }
 

@@ -126,7 +126,8 @@ def up(
     read_your_writes: Annotated[
         str,
         typer.Option(
-            metavar="WHOSE", help="Whose writes a read from a replica shows: none, connection or proxy."
+            metavar="WHOSE",
+            help="Whose writes a read from a replica shows: none, connection, proxy or global.",
         ),
     ] = "connection",
     replica_lag_max: Annotated[

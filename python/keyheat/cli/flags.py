@@ -37,7 +37,10 @@ FLAGS: Final[dict[str, tuple[str, str]]] = {
     "connect_timeout_ms": ("MS", "How long connecting to a node may take."),
     "upstream_timeout_ms": ("MS", "How long what was sent to a node may go unacknowledged."),
     "read_from": ("WHERE", "primary, prefer-replica, replica or hot-only."),
-    "read_your_writes": ("WHOSE", "Whose writes a read from a replica shows: none, connection or proxy."),
+    "read_your_writes": (
+        "WHOSE",
+        "Whose writes a read from a replica shows: none, connection, proxy or global.",
+    ),
     "replica_lag_max_ms": ("MS", "How far behind a replica may be to be read from; 0: any."),
     "rules_file": ("FILE", "Rules in TOML; without it, documented defaults."),
     "counting": ("", "Count accesses; without, no key is ever hot."),

@@ -120,7 +120,7 @@ class ProxySettings(BaseModel):
 
     # Where reads go.
     read_from: Literal["primary", "prefer-replica", "replica", "hot-only"] = "primary"
-    read_your_writes: Literal["none", "connection", "proxy"] = "connection"
+    read_your_writes: Literal["none", "connection", "proxy", "global"] = "connection"
     replica_lag_max_ms: Annotated[int, Field(ge=0, le=600_000), AfterValidator(_is_lag)] = 1_000
 
     # What is hot, and what is done about it.

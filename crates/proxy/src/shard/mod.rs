@@ -262,6 +262,7 @@ pub(crate) struct Shard {
     /// Whether replicas are asked how far they are, and whether reads go to them.
     asks_replicas: bool,
     replicas_on: bool,
+    waiting_reads: Vec<replicas::WaitingRead>,
     random: u64,
     fills: ByHash<Fill>,
     fill_of: ByHash<u64>,
@@ -341,6 +342,7 @@ impl Shard {
             own_writes: parts.own_writes,
             asks_replicas: s.reads_replicas(),
             replicas_on: s.reads_replicas(),
+            waiting_reads: Vec::new(),
             random: clock::now() | 1,
             fills: ByHash::default(),
             fill_of: ByHash::default(),
@@ -442,7 +444,7 @@ impl Shard {
         if let Some(&(deadline, _)) = self.fill_deadlines.front() {
             next = next.min(deadline);
         }
-        if self.is_draining {
+        if self.is_draining || !self.waiting_reads.is_empty() {
             next = next.min(self.now + 2 * MS);
         }
         // Rounded up: the system waits in whole milliseconds, and 0 would spin.
@@ -658,6 +660,9 @@ impl Shard {
 
     fn run_timers(&mut self) {
         self.expire_fills();
+        if !self.waiting_reads.is_empty() {
+            self.serve_waiting_reads();
+        }
         if self.next_beat != 0 && self.now >= self.next_beat {
             self.beat();
         }

@@ -25,7 +25,7 @@ use std::collections::VecDeque;
 use keyheat_core::Nanos;
 use keyheat_resp::command::Command;
 use keyheat_resp::reply::{parse, Value};
-use keyheat_resp::{slot, Limits, Protocol};
+use keyheat_resp::{encode, slot, Limits, Protocol};
 
 use super::client::{ClientId, Ticket};
 use super::serve::{Flow, Keys, Request};
@@ -38,6 +38,10 @@ use keyheat_net::clock::MS;
 const SAMPLES: usize = 64;
 /// Least time between two looks at one primary.
 const HURRY: Nanos = 5 * MS;
+/// The same where every read has to wait for it.
+const HURRY_GLOBAL: Nanos = MS;
+/// A read waits so long for a replica; then it goes to the primary.
+const WAIT_MAX: Nanos = 50 * MS;
 /// A replica that answers nothing for so long is left: the bound on lag, within these.
 const PATIENCE_MIN: Nanos = 250 * MS;
 const PATIENCE_MAX: Nanos = 1_000 * MS;
@@ -60,6 +64,14 @@ pub(super) struct Replication {
     /// How long reads there take, smoothed.
     latency: Nanos,
     was_fit: bool,
+}
+
+/// A read that waits for a replica which has come far enough.
+pub(super) struct WaitingRead {
+    primary: u32,
+    needed: Nanos,
+    frame: Box<[u8]>,
+    pending: Pending,
 }
 
 #[derive(Clone, Copy)]
@@ -132,6 +144,9 @@ impl Shard {
             return None;
         }
         let (protocol, db) = (client.protocol, client.db);
+        if self.settings.read_your_writes == ReadYourWrites::Global {
+            return Some(self.wait_for_replica(id, request, keys, primary));
+        }
         let needed = self.needed(request, command, keys);
         let opened = self
             .choose_replica(primary, needed)
@@ -139,23 +154,84 @@ impl Shard {
         let Some(index) = opened else {
             return self.without_replica(id, primary);
         };
-        let now = self.now;
+        let pending = self.pending_read(id, request, keys)?;
+        self.send_to_replica(index, request.frame, pending);
+        Some(Flow::Next)
+    }
+
+    /// What is to be known of a read of a client while it is on its way.
+    fn pending_read(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        keys: &Keys,
+    ) -> Option<Pending> {
         let client = self.clients.get_mut(id.index as usize)?;
         let seq = client.open_slot(request.frame.len());
         // A write behind it must not overtake it.
         client.note_fill(seq);
         let owner = Owner::Client(Ticket { client: id, seq });
-        let mut pending = Pending::new(owner, request.frame.len(), now);
+        let mut pending = Pending::new(owner, request.frame.len(), self.now);
         pending.key_hash = keys.hash;
         pending.flags = Pending::HAS_KEY | Pending::COUNT;
         if keys.count > 1 {
             pending.flags |= Pending::MANY_KEYS;
         }
-        self.upstreams[index as usize].send(request.frame, pending);
+        Some(pending)
+    }
+
+    fn send_to_replica(&mut self, index: u32, frame: &[u8], pending: Pending) {
+        self.upstreams[index as usize].send(frame, pending);
         self.stats.forwarded.add(1);
         self.stats.replica_reads.add(1);
         self.mark_upstream(index);
-        Some(Flow::Next)
+    }
+
+    /// A read that must see everybody's writes waits until a replica is known to hold all that was answered
+    /// before now.
+    fn wait_for_replica(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        keys: &Keys,
+        primary: u32,
+    ) -> Flow {
+        let Some(pending) = self.pending_read(id, request, keys) else {
+            return Flow::Next;
+        };
+        self.waiting_reads.push(WaitingRead {
+            primary,
+            needed: self.now,
+            frame: request.frame.into(),
+            pending,
+        });
+        self.hurry(primary, HURRY_GLOBAL);
+        Flow::Next
+    }
+
+    /// Sends the reads that wait to replicas that have come far enough; those that have waited too long go to
+    /// the primary.
+    pub(super) fn serve_waiting_reads(&mut self) {
+        for read in std::mem::take(&mut self.waiting_reads) {
+            let Some((protocol, db)) = self.speaks(&read.pending) else {
+                continue;
+            };
+            let opened = self
+                .choose_replica(read.primary, read.needed)
+                .and_then(|node| self.reader(node, read.primary, protocol, db).ok());
+            if let Some(index) = opened {
+                self.send_to_replica(index, &read.frame, read.pending);
+            } else if self.now < read.needed + WAIT_MAX {
+                self.hurry(read.primary, HURRY_GLOBAL);
+                self.waiting_reads.push(read);
+            } else if !self.read_from_primary(&read.pending, &read.frame) {
+                let text = self.no_replica(read.primary);
+                let mut error = Vec::new();
+                encode::error(&mut error, &text);
+                self.stats.upstream_errors.add(1);
+                self.give(&read.pending, &error);
+            }
+        }
     }
 
     fn without_replica(&mut self, id: ClientId, primary: u32) -> Option<Flow> {
@@ -164,12 +240,16 @@ impl Shard {
     }
 
     pub(super) fn refuse_without_replica(&mut self, id: ClientId, primary: u32) -> Flow {
+        let text = self.no_replica(primary);
+        self.refuse_upstream(id, &text)
+    }
+
+    fn no_replica(&self, primary: u32) -> String {
         let name = self.node_name(primary);
-        let text = format!(
+        format!(
             "ERR keyheat: no replica of {name} is fit to answer (down, loading, or too far behind), and \
              read_from is 'replica'"
-        );
-        self.refuse_upstream(id, &text)
+        )
     }
 
     /// The replica for one part of a read that is split over slots, where there is a fit one.
@@ -209,6 +289,7 @@ impl Shard {
             ReadYourWrites::None => return 0,
             ReadYourWrites::Connection => &self.own_writes[self.index..=self.index],
             ReadYourWrites::Proxy => &self.own_writes[..],
+            ReadYourWrites::Global => return self.now,
         };
         tables.iter().map(|t| t.last(key_hash)).max().unwrap_or(0)
     }
@@ -227,7 +308,7 @@ impl Shard {
             }
         }
         if count == 0 && needed > 0 {
-            self.hurry(primary);
+            self.hurry(primary, HURRY);
         }
         let fit = &fit[..count];
         let drawn = self.draw() * sum;
@@ -344,9 +425,9 @@ impl Shard {
     }
 
     /// A read must see a write that no replica is known to have.
-    fn hurry(&mut self, primary: u32) {
+    fn hurry(&mut self, primary: u32, at_most_every: Nanos) {
         let asked_at = self.nodes[primary as usize].replication.asked_at;
-        if self.now >= asked_at + HURRY {
+        if self.now >= asked_at + at_most_every {
             let (protocol, db) = self.usual();
             let opened = self.shared(primary, protocol, db);
             self.ask_replication(primary, opened);
@@ -422,6 +503,7 @@ impl Shard {
                 let fresh_at = reached.map_or(0, |sample| sample.asked_at);
                 let replication = &mut self.nodes[node as usize].replication;
                 replication.fresh_at = replication.fresh_at.max(fresh_at);
+                self.serve_waiting_reads();
             }
             (Some(_), false) => {}
             // It is not what it was.
@@ -544,7 +626,6 @@ fn report(frame: &[u8]) -> Option<Report> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use keyheat_resp::encode;
 
     fn bulk(text: &str) -> Vec<u8> {
         let mut out = Vec::new();

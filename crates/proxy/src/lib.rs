@@ -40,7 +40,7 @@ mod tls;
 pub mod topology;
 mod unix_socket;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::mpsc::{channel, Sender};
 use std::sync::{Arc, Mutex};
@@ -56,7 +56,7 @@ use mio::{Poll, Waker};
 
 use control::{Control, ShardHandle, Shared, ToControl};
 use listen::Acceptor;
-use listener::{Front, Listener};
+use listener::{bind, Front, Listener, Sharing};
 use own_writes::WriteTimes;
 use settings::Settings;
 use shard::{Shard, ShardParts, ToShard};
@@ -94,16 +94,21 @@ impl Proxy {
         let settings = Arc::new(settings);
         let credentials = Credentials::read(&settings).map_err(std::io::Error::other)?;
         let credentials = Arc::new(ArcSwap::from_pointee(credentials));
+        let sharing = if settings.reuse_port {
+            Sharing::Shared
+        } else {
+            Sharing::Alone
+        };
         let mut listeners = Vec::new();
         let mut listen_addr = None;
         let mut tls_addr = None;
         if let Some(address) = &settings.listen {
-            let (front, bound) = Front::new(bind(address)?)?;
+            let (front, bound) = Front::new(bind(address, sharing)?)?;
             listeners.push(Listener::Tcp(front.behind(settings.balancers())));
             listen_addr = Some(bound);
         }
         if let Some(address) = &settings.tls_listen {
-            let (front, bound) = Front::new(bind(address)?)?;
+            let (front, bound) = Front::new(bind(address, sharing)?)?;
             let front = front.over_tls(Arc::clone(&credentials));
             listeners.push(Listener::Tcp(front.behind(settings.balancers())));
             tls_addr = Some(bound);
@@ -114,7 +119,8 @@ impl Proxy {
                 .map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
             listeners.push(Listener::Unix(socket));
         }
-        let http = settings.http.as_deref().map(bind).transpose()?;
+        let http = settings.http.as_deref();
+        let http = http.map(|a| bind(a, Sharing::Alone)).transpose()?;
         let rules = settings.rule_set().map_err(std::io::Error::other)?;
         let count = settings.shard_count().max(1);
         let stats: Vec<_> = (0..count)
@@ -303,12 +309,6 @@ impl Drop for Proxy {
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(name.into()).spawn(run)
-}
-
-fn bind(address: &str) -> std::io::Result<TcpListener> {
-    let address = topology::resolve(address)
-        .map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidInput, e))?;
-    TcpListener::bind(address)
 }
 
 /// A secret for the key hash, so that nobody can craft keys that collide.

@@ -1,7 +1,9 @@
 //! Accepting clients, and dealing them out to the shards in turn.
 //!
 //! One thread accepts for all. `SO_REUSEPORT` would let the kernel deal by hash, which with tens
-//! of clients leaves one core with a third more of them than another; in turn is even.
+//! of clients leaves one core with a third more of them than another; in turn is even. Between
+//! processes it is what there is (`reuse_port`). The listeners are closed as soon as a drain begins,
+//! or the kernel would go on dealing to a proxy that takes nobody.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -6,12 +6,47 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use mio::{Interest, Registry, Token};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::headed::Headed;
 use crate::proxy_header::Network;
 use crate::stream::Stream;
 use crate::tls::Credentials;
+use crate::topology;
 use crate::unix_socket::UnixSocket;
+
+/// Connections that may wait to be accepted; the system has a limit of its own.
+const BACKLOG: i32 = 4096;
+
+/// Listens at `host:port`.
+///
+/// Args: `sharing` whether other processes may listen there as well.
+///
+/// # Errors
+/// The address is taken, or not of this machine.
+pub(crate) fn bind(address: &str, sharing: Sharing) -> io::Result<std::net::TcpListener> {
+    let address =
+        topology::resolve(address).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+    let domain = Domain::for_address(address);
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    // What an ended process has left behind on the address is no reason not to have it.
+    socket.set_reuse_address(true)?;
+    if sharing == Sharing::Shared {
+        socket.set_reuse_port(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Whose an address is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// This proxy's alone.
+    Alone,
+    /// Any process's of the same user that asks for the same (`SO_REUSEPORT`): the system deals clients out.
+    Shared,
+}
 
 /// Where clients are accepted.
 #[derive(Debug)]

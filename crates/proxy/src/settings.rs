@@ -17,6 +17,8 @@ use crate::proxy_header::Network;
 pub struct Settings {
     /// Where clients connect: `host:port`; port 0 takes a free one. None if absent.
     pub listen: Option<String>,
+    /// Whether other proxies may listen at the same TCP addresses (`SO_REUSEPORT`).
+    pub reuse_port: bool,
     /// Where clients that speak TLS connect; none if absent.
     pub tls_listen: Option<String>,
     /// The certificate that those are shown, in PEM.
@@ -190,6 +192,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             listen: Some("127.0.0.1:6380".into()),
+            reuse_port: false,
             tls_listen: None,
             tls_cert_file: None,
             tls_key_file: None,

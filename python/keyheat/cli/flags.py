@@ -14,6 +14,7 @@ import typer
 # Setting: (what it takes, what it does). A setting that is on or off takes nothing.
 FLAGS: Final[dict[str, tuple[str, str]]] = {
     "listen": ("HOST:PORT", "Where clients connect."),
+    "reuse_port": ("", "Let other proxies listen at the same TCP addresses."),
     "tls_listen": ("HOST:PORT", "Where clients that speak TLS connect."),
     "tls_cert_file": ("FILE", "The certificate that those are shown, in PEM."),
     "tls_key_file": ("FILE", "Its key, in PEM."),

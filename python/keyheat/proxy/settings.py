@@ -93,6 +93,7 @@ class ProxySettings(BaseModel):
 
     # Where clients connect, and where the proxy is watched.
     listen: Annotated[str | None, _address(6380), _NoneIfEmpty] = "127.0.0.1:6380"
+    reuse_port: bool = False
     tls_listen: Annotated[str | None, _address(6380), _NoneIfEmpty] = None
     tls_cert_file: _File = None
     tls_key_file: _File = None

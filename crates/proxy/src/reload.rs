@@ -31,6 +31,7 @@ fn merge(old: &Settings, new: Settings) -> (Settings, Vec<&'static str>) {
         tls_cert_file tls_key_file tls_client_ca_file handshake_timeout_ms
         local_cache rules window_ms hot_keys_max
         redact_keys buffers_max_bytes clients_max
+        client_idle_timeout_s client_output_max_bytes request_max_bytes
         connect_timeout_ms upstream_timeout_ms
         read_from read_your_writes replica_lag_max_ms
         log;

@@ -68,6 +68,12 @@ pub struct Settings {
     pub buffers_max_bytes: usize,
     /// Most clients connected at once.
     pub clients_max: usize,
+    /// How long a client may say nothing, in seconds; 0 is for ever.
+    pub client_idle_timeout_s: u64,
+    /// Bytes that one client may leave unread; 0 is as many as `buffers_max_bytes`.
+    pub client_output_max_bytes: usize,
+    /// The longest request, in bytes.
+    pub request_max_bytes: usize,
     /// How long connecting to an upstream may take, in milliseconds.
     pub connect_timeout_ms: u64,
     /// How long what was sent upstream may go unacknowledged before the connection is given up, in
@@ -217,6 +223,9 @@ impl Default for Settings {
             redact_keys: false,
             buffers_max_bytes: 1 << 30,
             clients_max: 10_000,
+            client_idle_timeout_s: 0,
+            client_output_max_bytes: 0,
+            request_max_bytes: 1 << 30,
             connect_timeout_ms: 1_000,
             upstream_timeout_ms: 30_000,
             read_from: ReadFrom::Primary,
@@ -275,6 +284,12 @@ impl Settings {
             if value == 0 {
                 return Err(format!("{name}: must be above 0"));
             }
+        }
+        if self.client_idle_timeout_s > 31_536_000 {
+            return Err("client_idle_timeout_s: 0 (never) to 31536000 (a year)".into());
+        }
+        if !(1_024..=1 << 32).contains(&self.request_max_bytes) {
+            return Err("request_max_bytes: 1024 to 4294967296".into());
         }
         if self.shards > 1024 {
             return Err("shards: 0 (one per core) to 1024".into());

@@ -88,6 +88,7 @@ stats! {
     Counter tracking_lost "Tracking connections lost."
     Counter clients_total "Clients accepted."
     Counter clients_cut "Clients cut because they did not read their replies."
+    Counter clients_idle "Clients cut because they said nothing for client_idle_timeout_s."
     Gauge clients "Clients connected now."
     Gauge upstreams "Upstream connections open now."
     Gauge cache_bytes "Bytes in the local cache."

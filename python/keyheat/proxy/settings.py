@@ -138,6 +138,9 @@ class ProxySettings(BaseModel):
     # How much of the machine it takes.
     shards: Annotated[int, Field(ge=0, le=1024)] = 0
     clients_max: _Count = 10_000
+    client_idle_timeout_s: Annotated[int, Field(ge=0, le=31_536_000)] = 0
+    client_output_max_bytes: Annotated[int, Field(ge=0)] = 0
+    request_max_bytes: Annotated[int, Field(ge=1024, le=1 << 32)] = 1 << 30
     buffers_max_bytes: _Count = 1 << 30
 
     # Its end, and its log.

@@ -2,6 +2,7 @@
 
 use super::client::{self, ClientId};
 use super::{Shard, BACKLOG_SOFT_BYTES};
+use keyheat_net::clock::SEC;
 
 impl Shard {
     /// Keeps what is held for clients and upstreams within its budget: past it, the client for which most
@@ -36,6 +37,52 @@ impl Shard {
         }
         self.stats.clients_cut.add(1);
         self.close_client(id);
+    }
+
+    /// How much a client may leave unread.
+    pub(super) fn output_max(&self) -> usize {
+        match self.settings.client_output_max_bytes {
+            0 => usize::MAX,
+            max => max,
+        }
+    }
+
+    /// Cuts a client that reads its replies, or its messages, too slowly.
+    pub(super) fn cut_for_output(&mut self, id: ClientId) {
+        let Some(client) = self.client(id) else {
+            return;
+        };
+        let (peer, bytes) = (client.peer.clone(), client.backlog());
+        if self.troubles.may_tell() {
+            tracing::warn!(
+                client = %peer, bytes,
+                "cut: it leaves too much unread: client_output_max_bytes is reached"
+            );
+        }
+        self.stats.clients_cut.add(1);
+        self.close_client(id);
+    }
+
+    /// Once a second: takes back what silent clients do not need, and cuts those that are silent for too long.
+    pub(super) fn rest_clients(&mut self) {
+        let limit = self.settings.client_idle_timeout_s * SEC;
+        let mut silent = Vec::new();
+        for (index, client) in &mut self.clients {
+            if client.is_active || client.may_be_silent() {
+                client.active_at = self.now;
+            }
+            client.rest();
+            if limit != 0 && self.now.saturating_sub(client.active_at) > limit {
+                silent.push((client.name_at(index), client.peer.clone()));
+            }
+        }
+        for (id, peer) in silent {
+            if self.troubles.may_tell() {
+                tracing::info!(client = %peer, "cut: it was idle for client_idle_timeout_s");
+            }
+            self.stats.clients_idle.add(1);
+            self.close_client(id);
+        }
     }
 
     /// Cuts clients that take too long until they can send a request.

@@ -134,6 +134,8 @@ pub(super) struct Client {
     pub is_subscribing: bool,
     /// Something was read or written since the last look.
     pub is_active: bool,
+    /// When that last was so, to the second.
+    pub active_at: Nanos,
     /// Hashes of the keys written inside the transaction.
     pub written_keys: Vec<u64>,
     /// The upstream connection that belongs to this client alone, for now.
@@ -203,6 +205,7 @@ impl Client {
             writes_all: false,
             is_subscribing: false,
             is_active: false,
+            active_at: 0,
             written_keys: Vec::new(),
             pinned: None,
             subscriber: None,
@@ -436,6 +439,12 @@ impl Client {
             self.out.drain(..self.written);
             self.written = 0;
         }
+    }
+
+    /// Whether its silence means nothing: it waits for something to come, or for a reply.
+    pub fn may_be_silent(&self) -> bool {
+        let is_listening = self.subscriptions > 0 || self.subscriber.is_some();
+        self.is_blocked || is_listening || !self.is_clear()
     }
 
     /// Gives back the memory of a client that has been silent for a while.

@@ -520,7 +520,9 @@ impl Shard {
         client.deeds.connected_at = self.now;
         client.deeds.active_at = self.now;
         client.is_authenticated = self.settings.upstream.password.is_none();
-        client.parser = RequestParser::new(serve::limits_of(&client));
+        client.active_at = self.now;
+        client.parser =
+            RequestParser::new(serve::limits_of(&client, self.settings.request_max_bytes));
         let entry = self.clients.vacant_entry();
         let token = Token(entry.key() << KIND_BITS | KIND_CLIENT);
         let interest = Interest::READABLE | Interest::WRITABLE;
@@ -693,7 +695,7 @@ impl Shard {
         self.bound_buffers();
         if self.now >= self.next_rest {
             self.next_rest = self.now + SEC;
-            self.clients.iter_mut().for_each(|(_, c)| c.rest());
+            self.rest_clients();
         }
     }
 

@@ -168,9 +168,12 @@ impl Shard {
     }
 
     fn pass_on(&mut self, id: ClientId, seq: u32, piece: &[u8], is_complete: bool) {
-        let budget = self.budget;
+        let (budget, output_max) = (self.budget, self.output_max());
         if let Some(client) = self.client(id) {
             client.deliver(seq, piece, is_complete);
+            if client.backlog() > output_max {
+                return self.cut_for_output(id);
+            }
             if client.load() > budget {
                 return self.cut_for_memory(id);
             }

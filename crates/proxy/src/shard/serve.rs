@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read};
 
 use keyheat_resp::command::{self, Access, Command};
 use keyheat_resp::request::{Parse, RequestParser};
-use keyheat_resp::{encode, slot};
+use keyheat_resp::{encode, slot, ProtocolError};
 use mio::event::Event;
 
 use super::classify::{Class, Local, Merge};
@@ -28,9 +28,12 @@ const STRANGER: keyheat_resp::Limits = keyheat_resp::Limits {
 const HANDSHAKES_MAX: u32 = 16;
 
 /// The limits that hold for a client now.
-pub(super) fn limits_of(client: &super::client::Client) -> keyheat_resp::Limits {
+pub(super) fn limits_of(client: &Client, request_max_bytes: usize) -> keyheat_resp::Limits {
     if client.is_authenticated {
-        keyheat_resp::Limits::default()
+        keyheat_resp::Limits {
+            request_max_bytes,
+            ..keyheat_resp::Limits::default()
+        }
     } else {
         STRANGER
     }
@@ -257,10 +260,11 @@ impl Shard {
 
     /// Serves the requests in `buf`; returns how many bytes of it are done with.
     fn serve(&mut self, id: ClientId, buf: &[u8]) -> usize {
+        let request_max = self.settings.request_max_bytes;
         let Some(client) = self.client(id) else {
             return 0;
         };
-        let limits = limits_of(client);
+        let limits = limits_of(client, request_max);
         let mut was_authenticated = client.is_authenticated;
         let mut parser = std::mem::replace(&mut client.parser, RequestParser::new(limits));
         let mut pos = 0;
@@ -301,19 +305,13 @@ impl Shard {
                         }
                         if client.is_authenticated != was_authenticated {
                             was_authenticated = client.is_authenticated;
-                            parser = RequestParser::new(limits_of(client));
+                            parser = RequestParser::new(limits_of(client, request_max));
                         }
                     }
                 }
                 Ok(Parse::Incomplete { .. }) => break,
                 Err(e) => {
-                    self.stats.protocol_errors.add(1);
-                    if let Some(client) = self.client(id) {
-                        let message = e.message();
-                        client.reply(|out| encode::error(out, &message));
-                        client.is_closing = true;
-                    }
-                    self.mark_client(id);
+                    self.cut_for_protocol(id, e);
                     pos = buf.len();
                     break;
                 }
@@ -326,6 +324,23 @@ impl Shard {
             }
         }
         pos
+    }
+
+    /// Says what is wrong with a client's requests, and lets it go.
+    fn cut_for_protocol(&mut self, id: ClientId, why: ProtocolError) {
+        self.stats.protocol_errors.add(1);
+        let max = self.settings.request_max_bytes;
+        if let Some(client) = self.client(id) {
+            let mut message = why.message();
+            if why.kind == keyheat_resp::ErrorKind::TooBigRequest && client.is_authenticated {
+                let text =
+                    format!("ERR keyheat: the request is longer than request_max_bytes, {max}");
+                message = text.into();
+            }
+            client.reply(|out| encode::error(out, &message));
+            client.is_closing = true;
+        }
+        self.mark_client(id);
     }
 
     /// Leaves the rest of a client's requests until everything before them is answered.

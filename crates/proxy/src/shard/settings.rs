@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use keyheat_core::detect::Nominator;
 use keyheat_core::window::{Totals, Window};
+use keyheat_resp::request::RequestParser;
 
+use super::serve::limits_of;
 use super::{Shard, ShardSettings};
 use crate::settings::Settings;
 
@@ -14,6 +16,12 @@ impl Shard {
         let ShardSettings { settings, tls } = new;
         self.tls = tls;
         self.budget = settings.buffers_max_bytes / settings.shard_count().max(1);
+        for (_, client) in &mut self.clients {
+            if client.input.is_empty() {
+                // Between two requests nothing is lost with the parser.
+                client.parser = RequestParser::new(limits_of(client, settings.request_max_bytes));
+            }
+        }
         let old = std::mem::replace(&mut self.settings, Arc::clone(&settings));
         self.read_from_replicas_as_told();
         if old.rules == settings.rules && old.window_ms == settings.window_ms {

@@ -111,6 +111,10 @@ impl Shard {
             client.count_subscriptions();
         }
         client.push(frame);
+        let backlog = client.backlog();
+        if backlog > self.output_max() {
+            self.cut_for_output(id);
+        }
     }
 
     /// Subscription commands have no reply of their own to be forgotten with.

@@ -1,0 +1,107 @@
+"""What one client may take: time, memory, the length of a request."""
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+
+from tests.conftest import ProxyFactory
+
+Eventually = Callable[..., Any]
+
+
+def connect(proxy: Any) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(proxy.listen.rsplit(":", 1)[1])), timeout=15)
+
+
+def client_of(proxy: Any, **options: Any) -> "redis.Redis":
+    return redis.Redis(port=int(proxy.listen.rsplit(":", 1)[1]), **options)
+
+
+def stats(proxy: Any) -> dict[str, int]:
+    counters: dict[str, int] = json.loads(proxy.stats())
+    return counters
+
+
+def test_a_client_that_is_idle_is_cut_and_one_that_waits_is_not(
+    proxy_factory: ProxyFactory, valkey: str, eventually: Eventually
+) -> None:
+    proxy = proxy_factory(valkey, client_idle_timeout_s=1, shards=1)
+    with contextlib.ExitStack() as stack:
+        idle, busy, blocked, subscribed, half = (stack.enter_context(connect(proxy)) for _ in range(5))
+        idle.sendall(b"PING\r\n")
+        assert idle.recv(100) == b"+PONG\r\n"
+        blocked.sendall(b"BLPOP nothing 0\r\n")
+        subscribed.sendall(b"SUBSCRIBE news\r\n")
+        half.sendall(b"MULTI\r\n")
+        began = time.monotonic()
+        while stats(proxy)["clients_idle"] < 2:
+            busy.sendall(b"PING\r\n")
+            assert busy.recv(100) == b"+PONG\r\n"
+            assert time.monotonic() - began < 10
+            time.sleep(0.05)
+        assert time.monotonic() - began >= 1
+        assert idle.recv(100) == b""
+        time.sleep(1.5)
+        with client_of(proxy) as client:
+            assert client.rpush("nothing", "v") == 1
+            client.publish("news", "hello")
+        assert b"nothing" in blocked.recv(1000)
+        eventually(lambda: b"hello" in subscribed.recv(1000))
+
+
+def test_nobody_is_idle_for_too_long_by_default(proxy_factory: ProxyFactory, valkey: str) -> None:
+    proxy = proxy_factory(valkey, shards=1)
+    with connect(proxy) as stream:
+        time.sleep(1.2)
+        stream.sendall(b"PING\r\n")
+        assert stream.recv(100) == b"+PONG\r\n"
+
+
+def test_a_client_that_does_not_read_is_cut_for_its_own_limit(
+    proxy_factory: ProxyFactory, valkey: str, eventually: Eventually
+) -> None:
+    proxy = proxy_factory(valkey, client_output_max_bytes=1_000_000, shards=1)
+    with client_of(proxy) as client:
+        client.set("big", b"x" * 20_000_000)
+        client.set("small", b"x" * 500_000)
+        with connect(proxy) as lazy:
+            lazy.sendall(b"GET big\r\n")
+            eventually(lambda: stats(proxy)["clients_cut"] == 1)
+        with connect(proxy) as listener:
+            listener.sendall(b"SUBSCRIBE news\r\n")
+            assert listener.recv(1000)
+
+            def is_cut() -> bool:
+                client.publish("news", b"x" * 500_000)
+                return stats(proxy)["clients_cut"] == 2
+
+            eventually(is_cut)
+        assert client.get("small") == b"x" * 500_000
+        assert stats(proxy)["clients_cut"] == 2
+
+
+def test_a_request_that_is_too_long_is_told_so(proxy_factory: ProxyFactory, valkey: str) -> None:
+    proxy = proxy_factory(valkey, request_max_bytes=100_000, shards=1)
+    with client_of(proxy) as client:
+        assert client.set("k", b"x" * 99_000)
+        with connect(proxy) as stream:
+            stream.sendall(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$100000\r\n")
+            said = stream.recv(1000)
+            assert b"-ERR keyheat: the request is longer than request_max_bytes, 100000\r\n" in said
+            assert stream.recv(1000) == b""
+        assert client.strlen("k") == 99_000
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"request_max_bytes": 10}, {"client_idle_timeout_s": 10**9}, {"client_output_max_bytes": -1}],
+)
+def test_a_mistake_is_named(proxy_factory: ProxyFactory, valkey: str, settings: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings)) if min(settings.values()) > 0 else "usize"):
+        proxy_factory(valkey, **settings)

@@ -1,8 +1,10 @@
 """`keyheat proxy` as a service manager runs it."""
 
+import json
 import re
 import shutil
 import signal
+import socket
 import ssl
 import urllib.request
 from collections.abc import Callable
@@ -229,3 +231,55 @@ def test_without_a_file_a_hangup_is_the_end(start_keyheat: StartKeyheat, valkey:
     assert "listens on" in process.stdout.readline()
     process.send_signal(signal.SIGHUP)
     assert process.wait(20) == 0
+
+
+# ---------------------------------------------------------------- log
+
+
+def test_every_line_of_a_json_log_is_an_object(
+    start_keyheat: StartKeyheat, tmp_path: Path, own_server: EmbeddedServer
+) -> None:
+    valkey = own_server.address
+    with own_server.client() as admin:
+        admin.execute_command("ACL", "SETUSER", "u", "on", ">s3cret", "~*", "+@all")
+    file = tmp_path / "proxy.toml"
+    limits = 'clients_max = 1\nlog_format = "json"\n'
+    file.write_text(f'{PORTS}upstream = "redis://u:s3cret@{valkey}"\n{limits}')
+    process = start_keyheat("proxy", "--config", str(file))
+    assert process.stderr is not None
+    lines = [json.loads(process.stderr.readline()) for _ in range(2)]
+    said = next(line["message"] for line in lines if "listens on" in line["message"])
+    port = int(re.findall(r"127\.0\.0\.1:(\d+)", said)[0])
+    account: dict[str, Any] = {"username": "u", "password": "s3cret"}
+    with redis.Redis(port=port, single_connection_client=True, **account) as client:
+        assert client.ping()
+        for _ in range(300):
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as turned_away:
+                assert turned_away.recv(100).startswith(b"-ERR max number of clients")
+    file.write_text("nonsense = 1")
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=20)
+    assert out == ""
+    assert "s3cret" not in err
+    lines += [json.loads(line) for line in err.splitlines()]
+    for line in lines:
+        assert line["level"] in {"error", "warn", "info"}
+        assert line["message"]
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", line["time"])
+    turned = [line for line in lines if line.get("limit") == "clients_max"]
+    assert 0 < len(turned) < 5
+    assert turned[0]["client"].startswith("127.0.0.1:")
+    assert any("reload: nothing has changed" in line["message"] for line in lines)
+
+
+def test_what_others_say_begins_no_line_of_its_own(service: MakeService) -> None:
+    running = service("request_max_bytes = 2000")
+    with socket.create_connection(("127.0.0.1", running.port), timeout=5) as stream:
+        stream.sendall(b"*2\r\n$3\r\nGET\r\n\x1b[2J\nERROR forged\r\n")
+        assert stream.recv(1000).startswith(b"-ERR Protocol error")
+    status, err = running.end()
+    assert status == 0
+    assert "limit=protocol" in err
+    assert "\x1b" not in err
+    assert all(line.startswith("20") for line in err.splitlines()), err

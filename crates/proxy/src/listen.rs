@@ -71,7 +71,7 @@ fn run(
 ) -> std::io::Result<()> {
     let mut events = Events::with_capacity(8);
     let mut turn = 0;
-    let mut strangers = Seldom::default();
+    let mut cut = Seldom::default();
     // After a failure (no file descriptors left, say) the event does not come again; nor does that of clients
     // who came before a start anew.
     let mut retry = Some(Duration::ZERO);
@@ -83,14 +83,7 @@ fn run(
         }
         retry = None;
         for listener in listeners {
-            if !accept_all(
-                listener,
-                shards,
-                shared,
-                is_stopped,
-                &mut turn,
-                &mut strangers,
-            ) {
+            if !accept_all(listener, shards, shared, is_stopped, &mut turn, &mut cut) {
                 retry = Some(Duration::from_millis(100));
             }
         }
@@ -107,18 +100,18 @@ fn accept_all(
     shared: &Shared,
     is_stopped: &AtomicBool,
     turn: &mut usize,
-    strangers: &mut Seldom,
+    cut: &mut Seldom,
 ) -> bool {
     while !is_stopped.load(Ordering::Acquire) {
         match listener.accept() {
             Ok(Arrival::Stranger(peer)) => {
-                if strangers.may_tell() {
-                    tracing::warn!(client = %peer, "cut: it is in no network of proxy_protocol_trusted");
-                }
+                let why = "it is in none of the networks that may connect";
+                cut.tell(&peer.to_string(), "proxy_protocol_trusted", why);
             }
             Ok(Arrival::Client(mut stream, peer)) => {
                 let clients: i64 = shared.stats.iter().map(|s| s.clients.get()).sum();
                 if clients >= shared.settings.load().clients_max as i64 {
+                    cut.tell(&peer, "clients_max", "as many as may are connected");
                     let _ = stream.write(b"-ERR max number of clients reached\r\n");
                     continue;
                 }

@@ -87,6 +87,8 @@ pub struct Settings {
     pub replica_lag_max_ms: u64,
     /// `error`, `warn`, `info` or `debug`.
     pub log: String,
+    /// For whom the log is: people, or machines.
+    pub log_format: LogFormat,
 }
 
 /// The server or Cluster behind the proxy.
@@ -170,6 +172,16 @@ pub enum ReadYourWrites {
     Global,
 }
 
+/// How a line of the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// A sentence.
+    Text,
+    /// A JSON object.
+    Json,
+}
+
 /// Whether connections begin with a header of the PROXY protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -232,6 +244,7 @@ impl Default for Settings {
             read_your_writes: ReadYourWrites::Connection,
             replica_lag_max_ms: 1_000,
             log: "info".into(),
+            log_format: LogFormat::Text,
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 use std::sync::Once;
 
+use keyheat_proxy::settings::LogFormat;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::subscriber::Interest;
@@ -16,8 +17,10 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 /// 1 (error) to 4 (debug).
 static LEVEL: AtomicU8 = AtomicU8::new(3);
 
-/// Has the process log from this level on; said again, the level changes.
-pub fn set_up(level: &str) {
+static IS_JSON: AtomicBool = AtomicBool::new(false);
+
+/// Has the process log from this level on, in this format; said again, both change.
+pub fn set_up(level: &str, format: LogFormat) {
     static ONCE: Once = Once::new();
     let level = match level {
         "error" => 1,
@@ -26,6 +29,7 @@ pub fn set_up(level: &str) {
         _ => 3,
     };
     LEVEL.store(level, Relaxed);
+    IS_JSON.store(format == LogFormat::Json, Relaxed);
     ONCE.call_once(|| {
         let lines = tracing_subscriber::registry().with(Lines);
         // Somebody else's log is theirs.
@@ -61,7 +65,12 @@ impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let mut line = text(event.metadata().level(), &fields);
+        let level = event.metadata().level();
+        let mut line = if IS_JSON.load(Relaxed) {
+            json(level, fields)
+        } else {
+            text(level, &fields)
+        };
         line.push('\n');
         // In one go, so that lines of several threads do not mix.
         let _ = std::io::stderr().write_all(line.as_bytes());
@@ -72,6 +81,15 @@ fn time() -> String {
     let mut text = String::new();
     let _ = SystemTime.format_time(&mut Writer::new(&mut text));
     text
+}
+
+/// `time`, `level` and `message`, and what else there is to say beside them.
+fn json(level: &Level, fields: Fields) -> String {
+    let mut whole = fields.others;
+    whole.insert("time".into(), time().into());
+    whole.insert("level".into(), level.to_string().to_lowercase().into());
+    whole.insert("message".into(), fields.message.into());
+    Value::Object(whole).to_string()
 }
 
 fn text(level: &Level, fields: &Fields) -> String {

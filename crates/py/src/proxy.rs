@@ -39,7 +39,7 @@ impl Proxy {
     }
 
     fn start(&self, py: Python<'_>) -> PyResult<()> {
-        logs::set_up(&self.settings.log);
+        logs::set_up(&self.settings.log, self.settings.log_format);
         let settings = self.settings.clone();
         let started = py
             .detach(|| keyheat_proxy::Proxy::start(settings))
@@ -78,11 +78,11 @@ impl Proxy {
     /// Takes over what may change while running; the names of what may not.
     fn reload(&self, py: Python<'_>, settings_json: &str) -> PyResult<Vec<&'static str>> {
         let settings = Settings::from_json(settings_json).map_err(PyValueError::new_err)?;
-        let level = settings.log.clone();
+        let (level, format) = (settings.log.clone(), settings.log_format);
         let kept = py
             .detach(|| self.with(|p| p.reload(settings)))?
             .map_err(PyValueError::new_err)?;
-        logs::set_up(&level);
+        logs::set_up(&level, format);
         Ok(kept)
     }
 

@@ -59,6 +59,7 @@ FLAGS: Final[dict[str, tuple[str, str]]] = {
     "buffers_max_bytes": ("BYTES", "Requests and replies held at most."),
     "drain_timeout_s": ("S", "How long to finish what is in flight at the end."),
     "log": ("LEVEL", "error, warn, info or debug."),
+    "log_format": ("HOW", "text or json: one JSON object per line."),
     "redact_keys": ("", "Show hashes in place of keys."),
 }
 # Tables fit a file only.

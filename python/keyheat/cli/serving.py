@@ -52,10 +52,10 @@ def serve(
         signals: What tells.
         reload: Reads the settings anew, for SIGHUP; without it, SIGHUP ends the proxy.
     """
-    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     with ExitStack() as stack:
         proxy = start_proxy(settings)
         stack.callback(proxy.stop)
+        logging.basicConfig(handlers=[_ToProxy(proxy)], force=True)
         _say_where(proxy, settings)
         while signals.next() == signal.SIGHUP and reload is not None:
             settings = _reloaded(proxy, settings, reload)
@@ -66,11 +66,28 @@ def serve(
     return 0 if is_drained else 1
 
 
+class _ToProxy(logging.Handler):
+    """Python's own log lines, in the format of the proxy's."""
+
+    def __init__(self, proxy: "Proxy") -> None:
+        super().__init__()
+        self._proxy = proxy
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "error" if record.levelno >= logging.ERROR else "warn"
+        level = level if record.levelno >= logging.WARNING else "info"
+        self._proxy.log(level, f"{record.name}: {record.getMessage()}")
+
+
 def _say_where(proxy: "Proxy", settings: ProxySettings) -> None:
     proxy.log("info", f"the upstream is {settings.upstream}")
     places = (("redis", proxy.listen), ("rediss", proxy.tls_listen), ("unix", settings.unix_socket))
     listens = " and ".join(f"{scheme}://{place}" for scheme, place in places if place)
     http = f"http://{proxy.http}" if proxy.http else "off"
+    if settings.log_format == "json":
+        # Both streams end up in one place, where every line is to be an object.
+        proxy.log("info", f"keyheat listens on {listens}, http on {http}")
+        return
     sys.stdout.write(f"keyheat listens on {listens}, http on {http}\n")
     sys.stdout.flush()
 

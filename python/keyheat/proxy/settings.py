@@ -146,6 +146,7 @@ class ProxySettings(BaseModel):
     # Its end, and its log.
     drain_timeout_s: Annotated[float, Field(ge=0, le=86_400)] = 10.0
     log: Literal["error", "warn", "info", "debug"] = "info"
+    log_format: Literal["text", "json"] = "text"
     redact_keys: bool = False
 
     def to_json(self) -> dict[str, Any]:

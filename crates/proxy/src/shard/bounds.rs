@@ -29,14 +29,12 @@ impl Shard {
 
     /// Cuts a client for which too much is held.
     pub(super) fn cut_for_memory(&mut self, id: ClientId) {
-        if let Some(client) = self.client(id) {
-            tracing::warn!(
-                client = %client.peer, bytes = client.load(),
-                "cut a client for which too much is held: buffers_max_bytes is reached"
-            );
-        }
         self.stats.clients_cut.add(1);
-        self.close_client(id);
+        self.cut(
+            id,
+            "buffers_max_bytes",
+            "more is held for it than for any other",
+        );
     }
 
     /// How much a client may leave unread.
@@ -49,18 +47,8 @@ impl Shard {
 
     /// Cuts a client that reads its replies, or its messages, too slowly.
     pub(super) fn cut_for_output(&mut self, id: ClientId) {
-        let Some(client) = self.client(id) else {
-            return;
-        };
-        let (peer, bytes) = (client.peer.clone(), client.backlog());
-        if self.troubles.may_tell() {
-            tracing::warn!(
-                client = %peer, bytes,
-                "cut: it leaves too much unread: client_output_max_bytes is reached"
-            );
-        }
         self.stats.clients_cut.add(1);
-        self.close_client(id);
+        self.cut(id, "client_output_max_bytes", "it leaves too much unread");
     }
 
     /// Once a second: takes back what silent clients do not need, and cuts those that are silent for too long.
@@ -73,15 +61,12 @@ impl Shard {
             }
             client.rest();
             if limit != 0 && self.now.saturating_sub(client.active_at) > limit {
-                silent.push((client.name_at(index), client.peer.clone()));
+                silent.push(client.name_at(index));
             }
         }
-        for (id, peer) in silent {
-            if self.troubles.may_tell() {
-                tracing::info!(client = %peer, "cut: it was idle for client_idle_timeout_s");
-            }
+        for id in silent {
             self.stats.clients_idle.add(1);
-            self.close_client(id);
+            self.cut(id, "client_idle_timeout_s", "it said nothing");
         }
     }
 
@@ -92,15 +77,17 @@ impl Shard {
                 return;
             }
             self.strangers.pop_front();
-            let Some(client) = self.client(id).filter(|c| c.stream.is_agreeing()) else {
-                continue;
-            };
-            let peer = client.peer.clone();
-            if self.troubles.may_tell() {
-                tracing::warn!(client = %peer, "cut: it did not begin within handshake_timeout_ms");
+            if self.client(id).is_some_and(|c| c.stream.is_agreeing()) {
+                self.cut(id, "handshake_timeout_ms", "it did not begin in time");
             }
-            self.close_client(id);
         }
+    }
+
+    /// Cuts a client, and says so; `limit` is the setting that has it so.
+    pub(super) fn cut(&mut self, id: ClientId, limit: &str, why: &str) {
+        let peer = self.client(id).map(|client| client.peer.clone());
+        self.cuts.tell(&peer.unwrap_or_default(), limit, why);
+        self.close_client(id);
     }
 
     /// Draining: a client that waits for nothing and has sent nothing is let go.

@@ -230,8 +230,8 @@ pub(crate) struct Shard {
     again: VecDeque<ClientId>,
     /// Clients that are still saying who they are, and until when they may.
     strangers: VecDeque<(Nanos, ClientId)>,
-    /// Whether a client's trouble may be logged.
-    troubles: Seldom,
+    /// Says which clients are cut.
+    cuts: Seldom,
     /// Steps of TLS handshakes in this turn.
     handshakes: u32,
     /// Upstreams that may have more to read, though no event will say so.
@@ -319,7 +319,7 @@ impl Shard {
             dirty_upstreams: Vec::new(),
             again: VecDeque::new(),
             strangers: VecDeque::new(),
-            troubles: Seldom::default(),
+            cuts: Seldom::default(),
             handshakes: 0,
             unread_upstreams: Vec::new(),
             topology: None,

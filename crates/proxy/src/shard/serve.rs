@@ -160,11 +160,12 @@ impl Shard {
                 true
             }
             Err(e) => {
-                let peer = client.peer.clone();
-                if e.kind() != ErrorKind::UnexpectedEof && self.troubles.may_tell() {
-                    tracing::warn!(client = %peer, "cut: no header of the PROXY protocol: {e}");
+                if e.kind() == ErrorKind::InvalidData {
+                    let why = format!("no header of the PROXY protocol: {e}");
+                    self.cut(id, "proxy_protocol", &why);
+                } else {
+                    self.close_client(id);
                 }
-                self.close_client(id);
                 false
             }
         }
@@ -246,13 +247,11 @@ impl Shard {
                 None
             }
             Err(e) => {
-                if client.stream.is_agreeing() {
-                    let peer = client.peer.clone();
-                    if e.kind() == ErrorKind::InvalidData && self.troubles.may_tell() {
-                        tracing::warn!(client = %peer, "cut: TLS was not agreed on: {e}");
-                    }
+                if client.stream.is_agreeing() && e.kind() == ErrorKind::InvalidData {
+                    self.cut(id, "tls_listen", &format!("TLS was not agreed on: {e}"));
+                } else {
+                    self.close_client(id);
                 }
-                self.close_client(id);
                 None
             }
         }
@@ -332,6 +331,7 @@ impl Shard {
         let max = self.settings.request_max_bytes;
         if let Some(client) = self.client(id) {
             let mut message = why.message();
+            let peer = client.peer.clone();
             if why.kind == keyheat_resp::ErrorKind::TooBigRequest && client.is_authenticated {
                 let text =
                     format!("ERR keyheat: the request is longer than request_max_bytes, {max}");
@@ -339,6 +339,8 @@ impl Shard {
             }
             client.reply(|out| encode::error(out, &message));
             client.is_closing = true;
+            self.cuts
+                .tell(&peer, "protocol", message.trim_start_matches("ERR "));
         }
         self.mark_client(id);
     }

@@ -1,4 +1,6 @@
-//! `/healthz`, `/metrics` and `/api/hot`.
+//! `/healthz`, `/livez`, `/metrics` and `/api/hot`.
+//!
+//! `/healthz` says whether the proxy can serve, its upstream included; `/livez` whether a start anew would help.
 //!
 //! Served in a thread of its own: a slow reader of metrics never waits for, or delays, the data.
 
@@ -79,6 +81,19 @@ fn answer(request: &Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>>
             };
             reply(status, "application/json", body.to_string())
         }
+        "/livez" => {
+            let dead = shared.shards_dead.load(Relaxed);
+            let status = if dead == 0 {
+                StatusCode::OK
+            } else {
+                StatusCode::SERVICE_UNAVAILABLE
+            };
+            reply(
+                status,
+                "application/json",
+                json!({ "shards_dead": dead }).to_string(),
+            )
+        }
         "/metrics" => reply(
             StatusCode::OK,
             "text/plain; version=0.0.4; charset=utf-8",
@@ -88,7 +103,7 @@ fn answer(request: &Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>>
         _ => reply(
             StatusCode::NOT_FOUND,
             "text/plain",
-            "there are /healthz, /metrics and /api/hot\n".into(),
+            "there are /healthz, /livez, /metrics and /api/hot\n".into(),
         ),
     }
 }

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
+from keyheat.cli.notify import notify
 from keyheat.errors import ConfigError
 from keyheat.proxy.native import start_proxy
 from keyheat.proxy.settings import ProxySettings
@@ -57,8 +58,10 @@ def serve(
         stack.callback(proxy.stop)
         logging.basicConfig(handlers=[_ToProxy(proxy)], force=True)
         _say_where(proxy, settings)
+        notify("READY=1")
         while signals.next() == signal.SIGHUP and reload is not None:
             settings = _reloaded(proxy, settings, reload)
+        notify("STOPPING=1")
         proxy.log("info", f"draining, {settings.drain_timeout_s:g} s at most")
         is_drained = proxy.drain(settings.drain_timeout_s)
         if not is_drained:

@@ -59,6 +59,7 @@ def through_proxy(server: Server) -> Iterator[Server]:
         "log": "error",
         "upstream": {"addresses": [urlsplit(server.url).netloc]},
         "rules": _HOT_AT_ONCE,
+        "auth": "pass_through",
     }
     proxy = Proxy(json.dumps(settings))
     proxy.start()

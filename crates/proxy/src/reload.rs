@@ -36,7 +36,7 @@ fn merge(old: &Settings, new: Settings) -> (Settings, Vec<&'static str>) {
         read_from read_your_writes replica_lag_max_ms
         log log_format;
         stay:
-        announce listen reuse_port tls_listen proxy_protocol proxy_protocol_trusted unix_socket unix_socket_mode http upstream shards
+        auth announce listen reuse_port tls_listen proxy_protocol proxy_protocol_trusted unix_socket unix_socket_mode http upstream shards
         max_staleness_ms cache_bytes cache_value_max_bytes counting
     )
 }

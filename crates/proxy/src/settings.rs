@@ -42,6 +42,8 @@ pub struct Settings {
     pub announce: Option<String>,
     /// Where `/healthz`, `/metrics` and `/api/hot` are served; none if absent.
     pub http: Option<String>,
+    /// Who judges passwords of clients.
+    pub auth: Auth,
     /// The server or Cluster behind the proxy.
     pub upstream: UpstreamSettings,
     /// Data-plane threads; 0 is one per core.
@@ -192,6 +194,16 @@ pub enum ProxyProtocol {
     Required,
 }
 
+/// Who judges passwords of clients, and as whom they are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Auth {
+    /// The proxy: all clients are its own account, and give its password.
+    Proxy,
+    /// The server: each client is the user it says it is.
+    PassThrough,
+}
+
 /// What kind of deployment the upstream is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -222,6 +234,7 @@ impl Default for Settings {
             unix_socket_mode: "600".into(),
             announce: None,
             http: None,
+            auth: Auth::Proxy,
             upstream: UpstreamSettings::default(),
             shards: 0,
             max_staleness_ms: 100,

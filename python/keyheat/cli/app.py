@@ -67,6 +67,13 @@ def up(
         str | None,
         typer.Option(metavar="URL", help=f"{_URL_FORM}; without it, an embedded Valkey is started."),
     ] = None,
+    auth: Annotated[
+        str,
+        typer.Option(
+            metavar="WHO",
+            help="Who judges clients' passwords: 'proxy', or 'pass_through' for the server itself.",
+        ),
+    ] = "proxy",
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where clients connect.")
     ] = "127.0.0.1:6380",
@@ -154,6 +161,7 @@ def up(
         rules=rules,
         drain_timeout_s=drain_timeout,
         proxy={
+            "auth": auth,
             "unix_socket": unix_socket,
             "unix_socket_mode": unix_socket_mode,
             "read_from": read_from,

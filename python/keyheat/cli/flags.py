@@ -27,6 +27,7 @@ FLAGS: Final[dict[str, tuple[str, str]]] = {
     "announce": ("HOST:PORT", "Where clients of a Cluster are told to connect, if not where they did."),
     "http": ("HOST:PORT", "/healthz, /metrics and /api/hot; 'none' for no http."),
     "upstream": ("URL", "The server or Cluster behind: redis[s]://host[:port][,host[:port]…][/db]."),
+    "auth": ("WHO", "Who judges clients' passwords: proxy, or pass_through for the server itself."),
     "upstream_username": ("NAME", "ACL user of the proxy's own account."),
     "upstream_password_file": ("FILE", "The file that holds the password of that account."),
     "upstream_tls_ca_file": ("FILE", "Who is believed on a server's certificate; else the system's."),

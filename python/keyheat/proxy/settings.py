@@ -108,6 +108,7 @@ class ProxySettings(BaseModel):
 
     # What is behind it.
     upstream: Annotated[UpstreamUrl | None, BeforeValidator(_url)] = UpstreamUrl(("127.0.0.1:6379",))
+    auth: Literal["proxy", "pass_through"] = "proxy"
     upstream_username: Annotated[str | None, _NoneIfEmpty] = None
     upstream_password_file: _File = None
     upstream_tls_ca_file: _File = None

@@ -4,12 +4,14 @@
 //! sum comes back to the shard that was asked. A shard that does not answer makes the reply an error, never
 //! one that leaves its clients out.
 
+use std::sync::mpsc::Sender;
 use std::sync::Arc;
 
 use keyheat_core::Nanos;
 use keyheat_resp::{encode, Protocol};
 
 use super::client::{Client, ClientId, Ticket, Transaction};
+use super::upstream::Owner;
 use super::Shard;
 use crate::control::ToControl;
 use keyheat_net::clock::SEC;
@@ -49,6 +51,13 @@ impl Answer {
         self.lines.extend(other.lines);
         self.count += other.count;
     }
+}
+
+/// A client's wait that is being ended.
+pub(super) struct Unblocking {
+    left: usize,
+    count: i64,
+    reply: Sender<Answer>,
 }
 
 /// Which clients are meant: all conditions must hold.
@@ -96,71 +105,82 @@ impl Shard {
             .send(ToControl::Ask(self.index, ticket, question));
     }
 
-    /// This shard's part of an answer.
-    pub(super) fn answer(&mut self, question: &Question) -> Answer {
+    /// Gives this shard's part of an answer, now or when a server has said its part.
+    pub(super) fn answer(&mut self, question: &Question, reply: Sender<Answer>) {
         let now = self.now;
-        let user = self.own_user();
         let mut answer = Answer::default();
         let mut meant = Vec::new();
         for (index, client) in &self.clients {
-            if client.is_closing || !question.lets(client, &user, now) {
+            let user = self.user_name(client.user);
+            if client.is_closing || !question.lets(client, user, now) {
                 continue;
             }
             if question.kind == Kind::List {
-                answer.lines.push((client.id, describe(client, &user, now)));
+                answer.lines.push((client.id, describe(client, user, now)));
             } else {
                 meant.push((client.name_at(index), client.id == question.asker));
             }
         }
-        for (id, is_asker) in meant {
-            let is_done = match question.kind {
-                Kind::Unblock { is_error } => self.unblock(id, is_error),
-                _ if is_asker => self.client(id).is_some_and(|c| {
-                    c.is_closing = true; // once it has its answer
-                    true
-                }),
-                _ => {
-                    self.close_client(id);
-                    true
-                }
-            };
-            answer.count += i64::from(is_done);
+        if let (Kind::Unblock { is_error }, Some((id, _))) = (&question.kind, meant.first()) {
+            return self.unblock(*id, *is_error, reply);
         }
-        answer
+        for (id, is_asker) in meant {
+            answer.count += 1;
+            if !is_asker {
+                self.close_client(id);
+            } else if let Some(client) = self.client(id) {
+                client.is_closing = true; // once it has its answer
+            }
+        }
+        let _ = reply.send(answer);
     }
 
-    /// Ends the wait of a client in a blocking command.
-    fn unblock(&mut self, id: ClientId, is_error: bool) -> bool {
+    /// Ends the wait of a client in a blocking command. The server says whether it was waiting.
+    fn unblock(&mut self, id: ClientId, is_error: bool, reply: Sender<Answer>) {
         let Some(client) = self.client(id).filter(|c| c.is_blocked) else {
-            return false;
+            let _ = reply.send(Answer::default());
+            return;
         };
         let mut indexes = client.beside.clone();
         indexes.extend(client.pinned);
         let word: &[u8] = if is_error { b"ERROR" } else { b"TIMEOUT" };
-        let mut is_done = false;
+        let number = self.unblocking.insert(Unblocking {
+            left: 1,
+            count: 0,
+            reply,
+        });
         for index in indexes {
             let Some(up) = self.upstreams.get(index as usize) else {
                 continue;
             };
-            let (node, number, db) = (up.node, up.server_id, up.db);
-            if number == 0 {
-                continue;
-            }
+            let (node, server_id, db) = (up.node, up.server_id.to_string(), up.db);
             if let Ok(shared) = self.shared(node, Protocol::Resp2, db) {
-                let mut frame = Vec::new();
-                let number = number.to_string();
-                encode::command(
-                    &mut frame,
-                    &[b"CLIENT", b"UNBLOCK", number.as_bytes(), word],
-                );
-                let owner = super::upstream::Owner::Nobody;
-                let pending = super::upstream::Pending::new(owner, frame.len(), self.now);
-                self.upstreams[shared as usize].send(&frame, pending);
+                let line: [&[u8]; 4] = [b"CLIENT", b"UNBLOCK", server_id.as_bytes(), word];
+                let owner = Owner::Unblock(number as u32);
+                self.upstreams[shared as usize].ask(&line, owner, self.now);
                 self.mark_upstream(shared);
-                is_done = true;
+                if let Some(unblocking) = self.unblocking.get_mut(number) {
+                    unblocking.left += 1;
+                }
             }
         }
-        is_done
+        self.on_unblocked(number as u32, b"");
+    }
+
+    /// A server has said whether a connection was waiting.
+    pub(super) fn on_unblocked(&mut self, number: u32, said: &[u8]) {
+        let Some(unblocking) = self.unblocking.get_mut(number as usize) else {
+            return;
+        };
+        unblocking.left -= 1;
+        unblocking.count = unblocking.count.max(i64::from(said == b":1\r\n"));
+        if unblocking.left == 0 {
+            let done = self.unblocking.remove(number as usize);
+            let _ = done.reply.send(Answer {
+                count: done.count,
+                ..Answer::default()
+            });
+        }
     }
 
     /// All shards have answered.
@@ -189,12 +209,6 @@ impl Shard {
         }
         client.deliver(ticket.seq, &out, true);
         self.mark_client(ticket.client);
-    }
-
-    /// The user that clients are at the server.
-    pub(super) fn own_user(&self) -> String {
-        let name = self.settings.upstream.username.as_deref();
-        name.unwrap_or("default").to_owned()
     }
 }
 

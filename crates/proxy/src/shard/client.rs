@@ -14,6 +14,7 @@ use keyheat_resp::Protocol;
 
 use super::own::Own;
 use super::subscribe::Listening;
+use super::users::{Authenticating, SERVICE};
 use crate::stream::Stream;
 
 /// A busy client keeps this much of its output buffer: to grow it anew for every batch of larger
@@ -93,6 +94,11 @@ pub(super) struct Client {
     pub protocol: Protocol,
     pub db: u32,
     pub is_authenticated: bool,
+    /// By whose rights it is served, its password being judged by the server.
+    pub user: u32,
+    /// The server was asked whether this client needs a password.
+    pub is_tried: bool,
+    pub authenticating: Option<Box<Authenticating>>,
     pub parser: RequestParser,
     /// The unfinished rest of what was read.
     pub input: Vec<u8>,
@@ -179,6 +185,9 @@ impl Client {
             protocol: Protocol::Resp2,
             db: 0,
             is_authenticated: false,
+            user: SERVICE,
+            is_tried: false,
+            authenticating: None,
             parser: RequestParser::new(keyheat_resp::Limits::default()),
             input: Vec::new(),
             out: Vec::new(),

@@ -49,7 +49,9 @@ impl Shard {
         sub: &[u8],
         command: Option<&'static Command>,
     ) -> Flow {
-        let (now, user) = (self.now, self.own_user());
+        let now = self.now;
+        let user = self.client(id).map_or(0, |c| c.user);
+        let user = self.user_name(user).to_owned();
         let Some(client) = self.client(id) else {
             return Flow::Next;
         };

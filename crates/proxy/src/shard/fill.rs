@@ -22,6 +22,7 @@ use keyheat_resp::{encode, slot, Limits, Protocol};
 use super::client::{ClientId, Ticket};
 use super::serve::{Flow, Keys, Request};
 use super::upstream::{Owner, Pending, Stage};
+use super::users::SERVICE;
 use super::Shard;
 use keyheat_net::clock::{MS, SEC};
 
@@ -85,6 +86,10 @@ impl Shard {
             return None;
         }
         if !cacheable || !client.may_read_locally() || db != self.settings.upstream.db {
+            return None;
+        }
+        let user = client.user;
+        if user != SERVICE && !self.may_answer(user, request, node) {
             return None;
         }
         self.stats.hot_reads.add(1);
@@ -364,7 +369,7 @@ impl Shard {
         let (protocol, db) = (client.protocol, client.db);
         let opened = self
             .owner(slot::slot(key))
-            .and_then(|node| self.shared(node, protocol, db));
+            .and_then(|node| self.path(ticket.client, node, protocol, db));
         match opened {
             Ok(index) => {
                 let mut pending = Pending::new(Owner::Client(ticket), frame.len(), self.now);
@@ -387,6 +392,10 @@ impl Shard {
     }
 
     pub(super) fn on_fill_value(&mut self, number: u64, frame: &[u8]) {
+        if frame[0] == b'-' && self.passes_through() {
+            // It is an answer to the proxy's account, and may not be one to its users.
+            return self.abandon(number);
+        }
         if frame.starts_with(b"-MOVED ") || frame.starts_with(b"-ASK ") {
             // The topology has changed under it; an ordinary request knows how to follow.
             self.want_look();

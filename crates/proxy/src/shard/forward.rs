@@ -13,6 +13,7 @@ use mio::{Interest, Token};
 
 use super::client::ClientId;
 use super::upstream::{Owner, Pending, Role, Stage, Step, Upstream};
+use super::users::SERVICE;
 use super::{NodeState, Shard, KIND_BITS, KIND_UPSTREAM};
 use crate::stream::Stream;
 use crate::topology::{host_of, Topology};
@@ -63,16 +64,30 @@ impl Shard {
     }
 
     /// The connection to `node` that requests of all clients share.
+    /// It is the proxy's own account that asks on it.
     pub(super) fn shared(&mut self, node: u32, protocol: Protocol, db: u32) -> Result<u32, String> {
+        self.shared_as(node, protocol, db, SERVICE)
+    }
+
+    /// As `shared`, with the rights of a user.
+    #[inline]
+    pub(super) fn shared_as(
+        &mut self,
+        node: u32,
+        protocol: Protocol,
+        db: u32,
+        user: u32,
+    ) -> Result<u32, String> {
         let found = self.nodes[node as usize]
             .shared
             .iter()
-            .find(|(p, d, _)| *p == protocol && *d == db);
-        if let Some(&(_, _, index)) = found {
+            .find(|(p, d, u, _)| *p == protocol && *d == db && *u == user);
+        if let Some(&(_, _, _, index)) = found {
             return Ok(index);
         }
-        let index = self.open(node, Role::Shared, protocol, db)?;
-        self.nodes[node as usize].shared.push((protocol, db, index));
+        let index = self.open(node, Role::Shared, protocol, db, user)?;
+        let shared = &mut self.nodes[node as usize].shared;
+        shared.push((protocol, db, user, index));
         Ok(index)
     }
 
@@ -84,7 +99,8 @@ impl Shard {
         protocol: Protocol,
         db: u32,
     ) -> Result<u32, String> {
-        let fits = |u: &Upstream| u.protocol == protocol && u.db == db;
+        let user = self.client(id).map_or(SERVICE, |c| c.user);
+        let fits = |u: &Upstream| u.protocol == protocol && u.db == db && u.user == user;
         let idle = &self.nodes[node as usize].idle;
         let place = idle
             .iter()
@@ -94,7 +110,7 @@ impl Shard {
             self.upstreams[index as usize].role = Role::Pinned(Some(id));
             return Ok(index);
         }
-        self.open(node, Role::Pinned(Some(id)), protocol, db)
+        self.open(node, Role::Pinned(Some(id)), protocol, db, user)
     }
 
     /// Gives a client's connection back.
@@ -117,6 +133,7 @@ impl Shard {
         role: Role,
         protocol: Protocol,
         db: u32,
+        user: u32,
     ) -> Result<u32, String> {
         let state = &self.nodes[node as usize];
         if self.now < state.down_until {
@@ -142,6 +159,7 @@ impl Shard {
         let mut up = Upstream::new(stream, self.generation, node, role, self.now);
         up.protocol = protocol;
         up.db = db;
+        up.user = user;
         let entry = self.upstreams.vacant_entry();
         let index = entry.key() as u32;
         let token = Token(entry.key() << KIND_BITS | KIND_UPSTREAM);
@@ -179,7 +197,8 @@ impl Shard {
     }
 
     fn set_up(&mut self, index: u32) {
-        let account = self.settings.upstream.clone();
+        let user = self.upstreams[index as usize].user;
+        let words = self.words_of(user);
         let has_resp3 = self.topology.as_ref().is_some_and(|t| t.server.has_resp3);
         let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
         let now = self.now;
@@ -191,18 +210,18 @@ impl Shard {
             up.pending
                 .push_back(Pending::new(Owner::Setup(step), len, now));
         };
-        let user = account.username.as_deref().unwrap_or("default");
-        match (&account.password, up.protocol) {
-            (Some(password), Protocol::Resp3) => {
-                let (user, password) = (user.as_bytes(), password.as_bytes());
+        match (&words[..], up.protocol) {
+            ([user, password], Protocol::Resp3) => {
                 step(&[b"HELLO", b"3", b"AUTH", user, password], Step::Hello);
             }
-            (None, Protocol::Resp3) => step(&[b"HELLO", b"3"], Step::Hello),
-            (Some(password), Protocol::Resp2) if account.username.is_some() => {
-                step(&[b"AUTH", user.as_bytes(), password.as_bytes()], Step::Auth);
+            ([password], Protocol::Resp3) => {
+                let words: [&[u8]; 5] = [b"HELLO", b"3", b"AUTH", b"default", password];
+                step(&words, Step::Hello);
             }
-            (Some(password), Protocol::Resp2) => step(&[b"AUTH", password.as_bytes()], Step::Auth),
-            (None, Protocol::Resp2) => {}
+            (_, Protocol::Resp3) => step(&[b"HELLO", b"3"], Step::Hello),
+            ([user, password], Protocol::Resp2) => step(&[b"AUTH", user, password], Step::Auth),
+            ([password], Protocol::Resp2) => step(&[b"AUTH", password], Step::Auth),
+            (_, Protocol::Resp2) => {}
         }
         if up.db != 0 {
             step(&[b"SELECT", up.db.to_string().as_bytes()], Step::Select);
@@ -286,8 +305,8 @@ impl Shard {
         self.stats.upstreams.add(-1);
         let name = self.node_name(up.node).to_owned();
         let state = &mut self.nodes[up.node as usize];
-        state.shared.retain(|(_, _, i)| *i != index);
-        state.readers.retain(|(_, _, i)| *i != index);
+        state.shared.retain(|(_, _, _, i)| *i != index);
+        state.readers.retain(|(_, _, _, i)| *i != index);
         state.idle.retain(|i| *i != index);
         if matches!(up.role, Role::Shared | Role::Pinned(Some(_))) && up.stage == Stage::Ready {
             state.losses = state.losses.wrapping_add(1);
@@ -297,7 +316,13 @@ impl Shard {
         }
         if up.role == Role::Tracking {
             self.on_tracking_lost(up.node, why);
-        } else if up.stage != Stage::Ready {
+        } else if let Some(said) = &up.refusal {
+            if up.role == Role::Reader {
+                self.refuse_at_replica(up.node, up.user);
+            } else if said.starts_with("NOAUTH") || said.starts_with("WRONGPASS") {
+                self.on_user_refused(up.user);
+            }
+        } else if up.stage != Stage::Ready && !up.is_dropped {
             self.back_off(up.node, why);
             self.want_look();
         } else if up.role == Role::Shared {
@@ -312,7 +337,10 @@ impl Shard {
     }
 
     fn tell_owners(&mut self, up: &mut Upstream, name: &str, why: &str) {
-        let unsent = format!("ERR keyheat: upstream {name} cannot be reached: {why}");
+        let unsent = match up.refusal.take() {
+            Some(said) => said,
+            None => format!("ERR keyheat: upstream {name} cannot be reached: {why}"),
+        };
         let unknown = format!(
             "ERR keyheat: lost the connection to upstream {name} before its reply ({why}); \
              the command may have run"
@@ -473,7 +501,7 @@ impl Shard {
                 continue;
             }
             let db = self.settings.upstream.db;
-            match self.open(node, Role::Tracking, Protocol::Resp3, db) {
+            match self.open(node, Role::Tracking, Protocol::Resp3, db, SERVICE) {
                 Ok(index) => self.nodes[node as usize].tracking = Some(index),
                 Err(text) => self.on_tracking_lost(node, &text),
             }

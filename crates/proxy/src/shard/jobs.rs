@@ -192,7 +192,7 @@ impl Shard {
         let Some(client) = self.client(id) else {
             return Flow::Next;
         };
-        let (protocol, db) = (client.protocol, client.db);
+        let (protocol, db, user) = (client.protocol, client.db, client.user);
         let seq = client.open_slot(sends.iter().map(|s| s.1.len()).sum());
         let is_write = |flags: u8| flags & (Pending::WRITE | Pending::WRITES_ALL) != 0;
         if sends.iter().any(|s| is_write(s.3)) {
@@ -207,7 +207,7 @@ impl Shard {
         for (part, (node, frame, key_hash, flags)) in sends.into_iter().enumerate() {
             let part = part as u32;
             let opened = match self.topology.as_ref().and_then(|t| t.primary_of(node)) {
-                _ if is_beside => self.open(node, Role::Pinned(None), protocol, db),
+                _ if is_beside => self.open(node, Role::Pinned(None), protocol, db, user),
                 None => self.path(id, node, protocol, db),
                 Some(primary) => {
                     // A write behind it must not overtake it.
@@ -215,7 +215,7 @@ impl Shard {
                         client.note_fill(seq);
                     }
                     self.stats.replica_reads.add(1);
-                    self.reader(node, primary, protocol, db)
+                    self.reader(node, primary, (protocol, db, user))
                 }
             };
             match opened {

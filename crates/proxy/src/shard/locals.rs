@@ -6,6 +6,7 @@ use keyheat_resp::{encode, Protocol};
 use super::classify::Local;
 use super::client::{ClientId, Transaction, Wants};
 use super::serve::{Flow, Request};
+use super::users::NOBODY;
 use super::Shard;
 
 impl Shard {
@@ -106,7 +107,18 @@ impl Shard {
                 _ => {}
             }
         }
-        if let Some((user, password)) = credentials {
+        if self.passes_through() {
+            if let Some((user, password)) = credentials {
+                let name = name.map(<[u8]>::to_vec);
+                return self.authenticate(id, &[user, password], Some((wanted, name)));
+            }
+            if self
+                .client(id)
+                .is_some_and(|c| !c.is_authenticated && !c.is_tried)
+            {
+                return self.authenticate(id, &[], None);
+            }
+        } else if let Some((user, password)) = credentials {
             if let Err(text) = self.check_password(user, password, true) {
                 return self.refuse(id, text);
             }
@@ -129,10 +141,19 @@ impl Shard {
         if is_change {
             return Flow::Wait;
         }
-        let is_turn = |c: &super::client::Client| wanted.is_some_and(|w| w != c.protocol);
-        if let Some(protocol) =
-            wanted.filter(|_| self.clients.get(id.index as usize).is_some_and(is_turn))
-        {
+        let reply = self.greet(id, wanted, name);
+        self.say(id, |out| out.extend_from_slice(&reply))
+    }
+
+    /// Does what `HELLO` asks for, and returns its answer.
+    pub(super) fn greet(
+        &mut self,
+        id: ClientId,
+        wanted: Option<Protocol>,
+        name: Option<&[u8]>,
+    ) -> Vec<u8> {
+        let spoken = self.client(id).map(|c| c.protocol);
+        if let Some(protocol) = wanted.filter(|wanted| spoken.is_some_and(|s| s != *wanted)) {
             self.turn_protocol(id, protocol);
         }
         let mode = match &self.topology {
@@ -141,37 +162,35 @@ impl Shard {
         };
         let server = self.topology.as_ref().map(|t| t.server.clone());
         let server = server.unwrap_or_default();
-        if let Some(client) = self.client(id) {
-            if let Some(name) = name {
-                client.name = name.to_vec();
-            }
-            if let Some(protocol) = wanted {
-                client.protocol = protocol;
-            }
-            let (protocol, number) = (client.protocol, client.id);
-            client.reply(|out| {
-                encode::map_header(out, 7, protocol);
-                let mut text = |k: &str, v: &str| {
-                    encode::bulk(out, k.as_bytes());
-                    encode::bulk(out, v.as_bytes());
-                };
-                text("server", or(&server.name, "redis"));
-                text("version", or(&server.version, "0.0.0"));
-                encode::bulk(out, b"proto");
-                encode::integer(out, if protocol == Protocol::Resp3 { 3 } else { 2 });
-                encode::bulk(out, b"id");
-                encode::integer(out, number as i64);
-                let mut text = |k: &str, v: &str| {
-                    encode::bulk(out, k.as_bytes());
-                    encode::bulk(out, v.as_bytes());
-                };
-                text("mode", mode);
-                text("role", "master");
-                encode::bulk(out, b"modules");
-                encode::array_header(out, 0);
-            });
+        let mut out = Vec::new();
+        let Some(client) = self.client(id) else {
+            return out;
+        };
+        if let Some(name) = name {
+            client.name = name.to_vec();
         }
-        Flow::Next
+        client.protocol = wanted.unwrap_or(client.protocol);
+        let (protocol, number) = (client.protocol, client.id);
+        encode::map_header(&mut out, 7, protocol);
+        let mut say = |name: &str, value: Result<&str, i64>| {
+            encode::bulk(&mut out, name.as_bytes());
+            match value {
+                Ok(text) => encode::bulk(&mut out, text.as_bytes()),
+                Err(number) => encode::integer(&mut out, number),
+            }
+        };
+        say("server", Ok(or(&server.name, "redis")));
+        say("version", Ok(or(&server.version, "0.0.0")));
+        say(
+            "proto",
+            Err(if protocol == Protocol::Resp3 { 3 } else { 2 }),
+        );
+        say("id", Err(number as i64));
+        say("mode", Ok(mode));
+        say("role", Ok("master"));
+        encode::bulk(&mut out, b"modules");
+        encode::array_header(&mut out, 0);
+        out
     }
 
     fn check_password(
@@ -201,6 +220,9 @@ impl Shard {
     }
 
     fn auth(&mut self, id: ClientId, request: &Request<'_>) -> Flow {
+        if self.passes_through() {
+            return self.auth_upstream(id, request);
+        }
         let default = self.settings.upstream.username.clone();
         let default = default.unwrap_or_else(|| "default".into());
         let (user, password) = match request.argc() {
@@ -247,12 +269,18 @@ impl Shard {
         }
         let has_password = self.settings.upstream.password.is_some();
         let db = self.settings.upstream.db;
+        let passes_through = self.passes_through();
         self.end_session(id);
+        if let Some(client) = self.client(id).filter(|_| passes_through) {
+            let user = std::mem::replace(&mut client.user, NOBODY);
+            client.is_tried = false;
+            self.leave_user(user);
+        }
         if let Some(client) = self.client(id) {
             client.protocol = Protocol::Resp2;
             client.db = db;
             client.name.clear();
-            client.is_authenticated = !has_password;
+            client.is_authenticated = !has_password && !passes_through;
             client.transaction = Transaction::None;
             client.wants = Wants::All;
             client.is_kept = false;

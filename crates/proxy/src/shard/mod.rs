@@ -52,6 +52,7 @@ mod shard_channels;
 mod subscribe;
 mod tracking;
 mod upstream;
+mod users;
 mod wait;
 
 use std::collections::VecDeque;
@@ -174,8 +175,9 @@ pub(crate) struct ShardParts {
 /// An upstream node, as a shard sees it.
 #[derive(Default)]
 struct NodeState {
-    shared: Vec<(Protocol, u32, u32)>,
-    readers: Vec<(Protocol, u32, u32)>,
+    /// Protocol, database, user; and the connection.
+    shared: Vec<(Protocol, u32, u32, u32)>,
+    readers: Vec<(Protocol, u32, u32, u32)>,
     replication: replicas::Replication,
     /// When it ceased to be a primary.
     demoted_at: Option<Nanos>,
@@ -220,6 +222,8 @@ pub(crate) struct Shard {
     stats: Arc<ShardStats>,
 
     clients: Slab<Client>,
+    /// Waits of clients that are being ended.
+    unblocking: Slab<ask::Unblocking>,
     /// Shard channels whose slot has moved, until they are subscribed to again.
     astray: Vec<subscribe::Astray>,
     upstreams: Slab<Upstream>,
@@ -274,6 +278,13 @@ pub(crate) struct Shard {
     next_beat: Nanos,
     beat_every: Nanos,
 
+    /// By whose rights clients are served; the first two are the proxy's account and nobody.
+    users: Slab<users::User>,
+    permits: ByHash<users::Permit>,
+    /// The proxy's account may not ask what users may do; it is asked again then.
+    blind_until: Nanos,
+    is_blind_told: bool,
+
     jobs: Slab<Job>,
     rescan: RequestParser,
     scratch: Vec<u8>,
@@ -312,6 +323,7 @@ impl Shard {
             stats: parts.stats,
             clients: Slab::new(),
             astray: Vec::new(),
+            unblocking: Slab::new(),
             upstreams: Slab::new(),
             generation: 0,
             next_client_id: parts.next_client_id,
@@ -352,6 +364,13 @@ impl Shard {
             missing: ByHash::default(),
             next_beat: 0,
             beat_every,
+            users: [users::User::default(), users::User::default()]
+                .into_iter()
+                .enumerate()
+                .collect(),
+            permits: ByHash::default(),
+            blind_until: 0,
+            is_blind_told: false,
             jobs: Slab::new(),
             rescan: RequestParser::new(keyheat_resp::Limits::default()),
             scratch: vec![0; READ_BYTES],
@@ -487,9 +506,7 @@ impl Shard {
                 }
             }
             ToShard::Settings(settings) => self.on_settings(settings),
-            ToShard::Asked(question, reply) => {
-                let _ = reply.send(self.answer(&question));
-            }
+            ToShard::Asked(question, reply) => self.answer(&question, reply),
             ToShard::Answered(ticket, question, answer) => {
                 self.on_answered(ticket, &question, answer);
             }
@@ -519,7 +536,11 @@ impl Shard {
         client.db = self.settings.upstream.db;
         client.deeds.connected_at = self.now;
         client.deeds.active_at = self.now;
-        client.is_authenticated = self.settings.upstream.password.is_none();
+        if self.passes_through() {
+            client.user = users::NOBODY;
+        } else {
+            client.is_authenticated = self.settings.upstream.password.is_none();
+        }
         client.active_at = self.now;
         client.parser =
             RequestParser::new(serve::limits_of(&client, self.settings.request_max_bytes));
@@ -637,7 +658,10 @@ impl Shard {
         if client.backlog() == 0 && client.is_clear() && is_over {
             return self.close_client(id);
         }
-        let may_go_on = !client.is_blocked && !client.releases_pinned && !client.is_subscribing;
+        let may_go_on = !client.is_blocked
+            && !client.releases_pinned
+            && !client.is_subscribing
+            && client.authenticating.is_none();
         if client.is_held && client.is_clear() && may_go_on {
             client.is_held = false;
             self.queue_client(id);
@@ -653,6 +677,7 @@ impl Shard {
         // What its transaction wrote may yet come to be.
         self.void_written(id);
         let mut client = self.clients.remove(id.index as usize);
+        self.leave_user(client.user);
         let _ = self.poll.registry().deregister(&mut client.stream);
         self.stats.clients.add(-1);
         for index in client.connections() {
@@ -696,6 +721,7 @@ impl Shard {
         if self.now >= self.next_rest {
             self.next_rest = self.now + SEC;
             self.rest_clients();
+            self.look_after_users();
         }
     }
 

@@ -67,14 +67,13 @@ impl Shard {
         protocol: Protocol,
         db: u32,
     ) -> Result<u32, String> {
-        let is_own = self
-            .clients
-            .get(id.index as usize)
-            .is_some_and(|c| c.own.is_some());
-        if is_own {
+        let Some(client) = self.clients.get(id.index as usize) else {
+            return Err("ERR keyheat: the client has left".into());
+        };
+        if client.own.is_some() {
             return self.own_connection(id, node);
         }
-        self.shared(node, protocol, db)
+        self.shared_as(node, protocol, db, client.user)
     }
 
     /// The client's own connection to `node`, with whatever it has asked for said on it.
@@ -83,7 +82,7 @@ impl Shard {
         let Some(client) = self.client(id) else {
             return Err("ERR keyheat: the client has left".into());
         };
-        let (protocol, db) = (client.protocol, client.db);
+        let (protocol, db, user) = (client.protocol, client.db, client.user);
         let Some(own) = &mut client.own else {
             return Err("ERR keyheat: the client has no connections of its own".into());
         };
@@ -98,7 +97,7 @@ impl Shard {
         let mut said = own.tracking.clone();
         said.extend(own.is_untouching.then(|| untouch(true)));
         let caching = own.caching.take();
-        let index = self.open(node, Role::Pinned(Some(id)), protocol, db)?;
+        let index = self.open(node, Role::Pinned(Some(id)), protocol, db, user)?;
         let up = &mut self.upstreams[index as usize];
         for frame in said {
             up.send(

@@ -110,12 +110,15 @@ impl Shard {
         is_ask: bool,
     ) {
         let opened = match pending.owner {
-            Owner::Client(ticket) => {
-                if pending.has(Pending::WRITE | Pending::WRITES_ALL) {
-                    self.note_write_to(ticket.client, node);
+            Owner::Client(_) | Owner::Part { .. } => match self.asker(&pending) {
+                Some(id) => {
+                    if pending.has(Pending::WRITE | Pending::WRITES_ALL) {
+                        self.note_write_to(id, node);
+                    }
+                    self.path(id, node, protocol, db)
                 }
-                self.path(ticket.client, node, protocol, db)
-            }
+                None => return,
+            },
             _ => self.shared(node, protocol, db),
         };
         match opened {

@@ -30,6 +30,7 @@ use keyheat_resp::{encode, slot, Limits, Protocol};
 use super::client::{ClientId, Ticket};
 use super::serve::{Flow, Keys, Request};
 use super::upstream::{Owner, Pending, Role, Upstream};
+use super::users::SERVICE;
 use super::{count, Shard};
 use crate::settings::{ReadFrom, ReadYourWrites};
 use keyheat_net::clock::MS;
@@ -45,6 +46,8 @@ const WAIT_MAX: Nanos = 50 * MS;
 /// A replica that answers nothing for so long is left: the bound on lag, within these.
 const PATIENCE_MIN: Nanos = 250 * MS;
 const PATIENCE_MAX: Nanos = 1_000 * MS;
+/// How long a user whom a replica does not know is not tried there.
+const REFUSED_FOR: Nanos = 10_000 * MS;
 /// Faster than this is all the same.
 const LATENCY_MIN: Nanos = 50_000;
 /// Replicas of one primary that are considered.
@@ -63,8 +66,13 @@ pub(super) struct Replication {
     is_asking: bool,
     /// How long reads there take, smoothed.
     latency: Nanos,
+    /// Users whom the node does not know, and until when that is believed.
+    refused: Vec<(u32, Nanos)>,
     was_fit: bool,
 }
+
+/// How a reply is wanted, from which database, and with whose rights.
+type Wanted = (Protocol, u32, u32);
 
 /// A read that waits for a replica which has come far enough.
 pub(super) struct WaitingRead {
@@ -143,15 +151,12 @@ impl Shard {
         if !client.may_read_locally() || client.has_unanswered_write() {
             return None;
         }
-        let (protocol, db) = (client.protocol, client.db);
+        let wanted = (client.protocol, client.db, client.user);
         if self.settings.read_your_writes == ReadYourWrites::Global {
             return Some(self.wait_for_replica(id, request, keys, primary));
         }
         let needed = self.needed(request, command, keys);
-        let opened = self
-            .choose_replica(primary, needed)
-            .and_then(|node| self.reader(node, primary, protocol, db).ok());
-        let Some(index) = opened else {
+        let Some(index) = self.replica(primary, needed, wanted) else {
             return self.without_replica(id, primary);
         };
         let pending = self.pending_read(id, request, keys)?;
@@ -213,12 +218,12 @@ impl Shard {
     /// the primary.
     pub(super) fn serve_waiting_reads(&mut self) {
         for read in std::mem::take(&mut self.waiting_reads) {
-            let Some((protocol, db)) = self.speaks(&read.pending) else {
+            let asker = self.asker(&read.pending);
+            let Some(client) = asker.and_then(|id| self.client(id)) else {
                 continue;
             };
-            let opened = self
-                .choose_replica(read.primary, read.needed)
-                .and_then(|node| self.reader(node, read.primary, protocol, db).ok());
+            let wanted = (client.protocol, client.db, client.user);
+            let opened = self.replica(read.primary, read.needed, wanted);
             if let Some(index) = opened {
                 self.send_to_replica(index, &read.frame, read.pending);
             } else if self.now < read.needed + WAIT_MAX {
@@ -265,9 +270,16 @@ impl Shard {
         if !client.may_read_locally() || client.has_unanswered_write() {
             return None;
         }
+        let user = client.user;
         let hashes = keys.iter().map(|key| self.hasher.hash(key));
         let needed = hashes.map(|hash| self.last_write(hash)).max().unwrap_or(0);
-        self.choose_replica(primary, needed)
+        self.choose_replica(primary, needed, user)
+    }
+
+    /// A connection to a replica that is fit for a read which must see all that was written before `needed`.
+    fn replica(&mut self, primary: u32, needed: Nanos, wanted: Wanted) -> Option<u32> {
+        let node = self.choose_replica(primary, needed, wanted.2)?;
+        self.reader(node, primary, wanted).ok()
     }
 
     /// The time of the last write that a read must see.
@@ -294,14 +306,13 @@ impl Shard {
         tables.iter().map(|t| t.last(key_hash)).max().unwrap_or(0)
     }
 
-    /// A replica that is fit for a read which must see all that was written before `needed`.
-    fn choose_replica(&mut self, primary: u32, needed: Nanos) -> Option<u32> {
+    fn choose_replica(&mut self, primary: u32, needed: Nanos, user: u32) -> Option<u32> {
         let topology = self.topology.as_ref()?;
         let mut fit = [(0, 0.0); CANDIDATES];
         let mut count = 0;
         let mut sum = 0.0;
         for &node in topology.replicas_of(primary).iter().take(CANDIDATES) {
-            if self.is_fit(node, needed) {
+            if self.is_fit(node, needed) && !self.is_refused(node, user) {
                 sum += self.weight(node);
                 fit[count] = (node, sum);
                 count += 1;
@@ -326,6 +337,21 @@ impl Shard {
             && self.now >= state.down_until
     }
 
+    /// Whether a replica did not know the user just now: users are not replicated.
+    fn is_refused(&self, node: u32, user: u32) -> bool {
+        let refused = &self.nodes[node as usize].replication.refused;
+        let is_now = |(who, until): &(u32, Nanos)| *who == user && *until > self.now;
+        refused.iter().any(is_now)
+    }
+
+    /// A replica does not know a user; the primary may.
+    pub(super) fn refuse_at_replica(&mut self, node: u32, user: u32) {
+        let now = self.now;
+        let refused = &mut self.nodes[node as usize].replication.refused;
+        refused.retain(|(who, until)| *who != user && *until > now);
+        refused.push((user, now + REFUSED_FOR));
+    }
+
     /// The share of reads that a replica is to get, in no unit: less where they take long, where many are on
     /// their way, and where it lags.
     fn weight(&self, node: u32) -> f64 {
@@ -333,7 +359,7 @@ impl Shard {
         let on_their_way: usize = state
             .readers
             .iter()
-            .filter_map(|&(_, _, index)| self.upstreams.get(index as usize))
+            .filter_map(|&(_, _, _, index)| self.upstreams.get(index as usize))
             .map(|up| up.pending.len())
             .sum();
         let lag = self.now.saturating_sub(state.replication.fresh_at) as f64;
@@ -350,24 +376,23 @@ impl Shard {
         (self.random >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// The connection on which reads of all clients go to a replica.
+    /// The connection on which reads of all clients of a user go to a replica.
     pub(super) fn reader(
         &mut self,
         node: u32,
         primary: u32,
-        protocol: Protocol,
-        db: u32,
+        wanted: Wanted,
     ) -> Result<u32, String> {
+        let (protocol, db, user) = wanted;
         let readers = &self.nodes[node as usize].readers;
-        let found = readers.iter().find(|(p, d, _)| *p == protocol && *d == db);
-        if let Some(&(_, _, index)) = found {
+        let found = readers.iter().find(|(p, d, u, _)| (*p, *d, *u) == wanted);
+        if let Some(&(_, _, _, index)) = found {
             return Ok(index);
         }
-        let index = self.open(node, Role::Reader, protocol, db)?;
+        let index = self.open(node, Role::Reader, protocol, db, user)?;
         self.upstreams[index as usize].primary = primary;
-        self.nodes[node as usize]
-            .readers
-            .push((protocol, db, index));
+        let readers = &mut self.nodes[node as usize].readers;
+        readers.push((protocol, db, user, index));
         Ok(index)
     }
 
@@ -418,7 +443,7 @@ impl Shard {
             self.ask_replication(primary, opened);
             for &replica in replicas {
                 // Connected before the first read wants it.
-                let _ = self.reader(replica, primary, protocol, db);
+                let _ = self.reader(replica, primary, (protocol, db, SERVICE));
                 self.tell_fitness(replica);
             }
         }
@@ -440,7 +465,7 @@ impl Shard {
         };
         let (protocol, db) = self.usual();
         for &replica in topology.replicas_of(primary) {
-            let opened = self.reader(replica, primary, protocol, db);
+            let opened = self.reader(replica, primary, (protocol, db, SERVICE));
             self.ask_replication(replica, opened);
         }
     }
@@ -574,7 +599,10 @@ impl Shard {
 
 /// Whether a replica's error says that it cannot answer now, which the primary may.
 pub(super) fn is_unfit(error: &[u8]) -> bool {
-    const UNFIT: [&[u8]; 7] = [
+    // Users are not replicated: what they may is for the primary to say.
+    const UNFIT: [&[u8]; 9] = [
+        b"-NOPERM",
+        b"-NOAUTH",
         b"-LOADING",
         b"-MASTERDOWN",
         b"-MOVED",

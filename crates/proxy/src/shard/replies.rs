@@ -8,6 +8,7 @@ use mio::event::Event;
 
 use super::client::{ClientId, Transaction};
 use super::upstream::{Owner, Pending, Role, Stage};
+use super::users::SERVICE;
 use super::Shard;
 use keyheat_net::clock;
 
@@ -222,6 +223,9 @@ impl Shard {
             }
             return;
         }
+        if let Owner::Auth(id) = pending.owner {
+            return self.on_authenticated(id, index, frame);
+        }
         if let Owner::Setup(step) = pending.owner {
             return self.on_setup(index, step, frame);
         }
@@ -398,6 +402,10 @@ impl Shard {
             Owner::FillTtl(fill) => self.on_fill_ttl(fill, pending, frame),
             Owner::FillFields(fill) => self.on_fill_fields(fill, frame),
             Owner::Register(fill) => self.on_registered(fill, frame),
+            Owner::Unblock(number) => self.on_unblocked(number, frame),
+            Owner::Permit(identity) => self.on_permit(identity, pending.sent_at, frame),
+            // The connection was lost before the server could say.
+            Owner::Auth(id) => self.on_auth_lost(id, frame),
             Owner::Beat { .. }
             | Owner::Setup(_)
             | Owner::Multi
@@ -420,6 +428,10 @@ impl Shard {
         if is_error && !matches!(step, Step::Name | Step::Id) {
             let error = frame.get(1..).unwrap_or_default();
             let said = String::from_utf8_lossy(error).trim_end().to_owned();
+            if up.user != SERVICE {
+                // Not the node's fault: its clients hear what the server said of their user.
+                up.refusal = Some(said.clone());
+            }
             if is_tracking && matches!(step, Step::Tracking | Step::Role | Step::Hello) {
                 self.on_refused(node, error);
             }

@@ -10,6 +10,7 @@ use mio::event::Event;
 use super::classify::{Class, Local, Merge};
 use super::client::{Client, ClientId, Ticket, Transaction, Wants};
 use super::upstream::{Owner, Pending};
+use super::users::NOBODY;
 use super::{Shard, BACKLOG_SOFT_BYTES, WAITING_MAX};
 use crate::headed::Heard;
 use crate::stream::Stream;
@@ -309,6 +310,13 @@ impl Shard {
                     }
                 }
                 Ok(Parse::Incomplete { .. }) => break,
+                Err(_) if client.user == NOBODY && !client.is_tried => {
+                    // Too much for a stranger, and perhaps it is none.
+                    if self.authenticate(id, &[], None) == Flow::Wait {
+                        self.hold(id);
+                    }
+                    break;
+                }
                 Err(e) => {
                     self.cut_for_protocol(id, e);
                     pos = buf.len();
@@ -381,6 +389,9 @@ impl Shard {
                 Class::Local(Local::Auth | Local::Hello | Local::Quit | Local::Reset)
             )
         {
+            if client.user == NOBODY && !client.is_tried {
+                return self.authenticate(id, &[], None);
+            }
             return self.refuse(id, "NOAUTH Authentication required.");
         }
         if let Some(c) = command {
@@ -573,7 +584,8 @@ impl Shard {
         };
         let (protocol, db) = (client.protocol, client.db);
         let opened = if client.own.is_none() {
-            self.shared(node, protocol, db)
+            let user = client.user;
+            self.shared_as(node, protocol, db, user)
         } else {
             self.own_connection(id, node)
         };

@@ -351,6 +351,7 @@ impl Shard {
     pub(super) fn unpin_and_close(&mut self, index: u32, why: &str) {
         if let Some(up) = self.upstreams.get_mut(index as usize) {
             up.role = Role::Pinned(None);
+            up.is_dropped = true;
         }
         self.close_upstream(index, why);
     }
@@ -500,6 +501,18 @@ impl Shard {
             return;
         };
         client.is_closing = true;
+        if let Some(listening) = client
+            .listening
+            .as_ref()
+            .filter(|l| l.monitors_starting > 0)
+        {
+            let (seq, mut error) = (listening.monitor_seq, Vec::new());
+            encode::error(
+                &mut error,
+                "ERR keyheat: a primary was lost before it let MONITOR in",
+            );
+            client.deliver(seq, &error, true);
+        }
         let others = client.connections();
         self.void_written(id);
         // Whoever waits on the other connections must be answered too, or the client never ends.

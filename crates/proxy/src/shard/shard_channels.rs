@@ -105,13 +105,13 @@ impl Shard {
         let Some(client) = self.client(id) else {
             return Err("ERR keyheat: the client has left".into());
         };
-        let protocol = client.protocol;
+        let (protocol, user) = (client.protocol, client.user);
         let known = client.listening.as_ref().filter(|l| !l.is_monitor);
         let found = known.and_then(|l| l.connections.iter().find(|(n, _)| *n == node));
         if let Some((_, index)) = found {
             return Ok(*index);
         }
-        let index = self.open(node, Role::Subscriber(id), protocol, 0)?;
+        let index = self.open(node, Role::Subscriber(id), protocol, 0, user)?;
         if let Some(client) = self.client(id) {
             let listening = client.listening.get_or_insert_default();
             listening.connections.push((node, index));

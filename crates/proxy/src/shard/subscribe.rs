@@ -38,13 +38,13 @@ impl Shard {
         if is_cluster && is_shard {
             return self.shard_subscribe(id, request);
         }
-        let protocol = client.protocol;
+        let (protocol, user) = (client.protocol, client.user);
         let index = match client.subscriber {
             Some(index) => index,
             None => {
                 let opened = self
                     .some_node(id)
-                    .and_then(|node| self.open(node, Role::Subscriber(id), protocol, 0));
+                    .and_then(|node| self.open(node, Role::Subscriber(id), protocol, 0, user));
                 match opened {
                     Ok(index) => index,
                     Err(text) => return self.refuse_upstream(id, &text),
@@ -139,7 +139,7 @@ impl Shard {
         if !client.is_clear() {
             return Flow::Wait;
         }
-        let protocol = client.protocol;
+        let (protocol, user) = (client.protocol, client.user);
         if client.listening.as_ref().is_some_and(|l| l.is_monitor) {
             return Flow::Next; // the server has nothing to say to a second one either
         }
@@ -152,7 +152,7 @@ impl Shard {
         };
         let mut opened = Vec::new();
         for node in primaries {
-            match self.open(node, Role::Subscriber(id), protocol, 0) {
+            match self.open(node, Role::Subscriber(id), protocol, 0, user) {
                 Ok(index) => opened.push((node, index)),
                 Err(text) => {
                     for (_, index) in opened {

@@ -63,6 +63,12 @@ pub(super) enum Owner {
     Setup(Step),
     /// The MULTI that was put before a transaction.
     Multi,
+    /// Whether a client is who it says it is.
+    Auth(ClientId),
+    /// Whether a user may have a line answered from memory.
+    Permit(u64),
+    /// Whether a client's wait was ended.
+    Unblock(u32),
     /// Nobody.
     Nobody,
 }
@@ -140,6 +146,14 @@ pub(super) struct Upstream {
     pub role: Role,
     pub protocol: Protocol,
     pub db: u32,
+    /// By whose rights the server serves it.
+    pub user: u32,
+    /// When something was last sent on it.
+    pub used_at: Nanos,
+    /// Why the server did not let its user in, in its own words.
+    pub refusal: Option<String>,
+    /// Nobody needs it any more: its end says nothing of the node.
+    pub is_dropped: bool,
     pub stage: Stage,
     /// Requests: `[answered.., sent.., unsent..]`; the answered ones are forgotten now and then.
     pub out: Vec<u8>,
@@ -174,6 +188,10 @@ impl Upstream {
             role,
             protocol: Protocol::Resp2,
             db: 0,
+            user: 0,
+            used_at: now,
+            refusal: None,
+            is_dropped: false,
             stage: Stage::Connecting,
             out: Vec::new(),
             acked: 0,
@@ -195,6 +213,7 @@ impl Upstream {
     /// Puts a request behind the others.
     pub fn send(&mut self, frame: &[u8], pending: Pending) {
         self.out.extend_from_slice(frame);
+        self.used_at = pending.sent_at;
         self.pending.push_back(pending);
     }
 

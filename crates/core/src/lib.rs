@@ -27,6 +27,7 @@ pub mod detect;
 pub mod fence;
 pub mod hash;
 pub mod hotset;
+pub mod lockmarks;
 pub mod proof;
 pub mod rule;
 pub mod summary;

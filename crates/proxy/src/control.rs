@@ -15,6 +15,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use keyheat_core::detect::{Detector, DetectorSettings, ShardReport};
 use keyheat_core::hash::ByHash;
 use keyheat_core::hotset::HotSet;
+use keyheat_core::lockmarks::LockMarks;
 use keyheat_resp::slot;
 use mio::Waker;
 
@@ -123,6 +124,8 @@ pub(crate) struct Shared {
     pub cache_on: AtomicBool,
     /// Why nothing is cached from a node, by shard and node.
     pub refusals: Mutex<BTreeMap<(usize, u32), String>>,
+    /// Keys that are locks: nothing is done for them.
+    pub locks: Arc<LockMarks>,
     pub shards_dead: AtomicUsize,
     /// Threads that have died of a bug and are not running again yet, by name.
     pub parts_dead: Mutex<BTreeSet<&'static str>>,
@@ -389,9 +392,11 @@ impl Control {
         for key in set.iter() {
             let was = self.sent_plans.get(&key.key_hash).copied();
             let pays = self.pays(key.heat.reads_per_s, key.heat.writes_per_s, was);
+            // A lock is for the primary alone to answer.
+            let is_lock = self.shared.locks.contains(key.key_hash, clock::now());
             let plan = HotPlan {
-                local_cache: key.plan.local_cache && pays,
-                replica_reads: key.plan.replica_reads,
+                local_cache: key.plan.local_cache && pays && !is_lock,
+                replica_reads: key.plan.replica_reads && !is_lock,
             };
             plans.insert(key.key_hash, plan);
         }

@@ -58,6 +58,8 @@ pub struct Settings {
     pub cache_value_max_bytes: usize,
     /// Whether accesses are counted; without, nothing is ever found hot.
     pub counting: bool,
+    /// Whether a key that is set only if it is not there (`SET … NX`) is taken for a lock, and left alone.
+    pub nx_is_lock: bool,
     /// The rules; the documented defaults if absent.
     pub rules: Option<Vec<RuleSettings>>,
     /// Length of the sliding window in milliseconds.
@@ -242,6 +244,7 @@ impl Default for Settings {
             cache_bytes: 64 << 20,
             cache_value_max_bytes: 1 << 20,
             counting: true,
+            nx_is_lock: true,
             rules: None,
             window_ms: 1_000,
             hot_keys_max: 1_000,

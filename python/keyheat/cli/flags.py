@@ -49,6 +49,7 @@ FLAGS: Final[dict[str, tuple[str, str]]] = {
     "window_ms": ("MS", "The sliding window of the counts."),
     "hot_keys_max": ("N", "Keys in the hot set at most."),
     "local_cache": ("", "Answer hot keys locally."),
+    "nx_is_lock": ("", "Take keys that are set only if they are not there for locks, and leave them alone."),
     "max_staleness_ms": ("MS", "How old a read of a hot key may be at most; 0: none is answered locally."),
     "cache_bytes": ("BYTES", "Memory of the local cache."),
     "cache_value_max_bytes": ("BYTES", "The largest reply that is cached."),

@@ -132,6 +132,7 @@ class ProxySettings(BaseModel):
     window_ms: Annotated[int, Field(ge=100, le=600_000)] = 1_000
     hot_keys_max: _Count = 1_000
     local_cache: bool = True
+    nx_is_lock: bool = True
     max_staleness_ms: Annotated[int, Field(ge=0, le=600_000), AfterValidator(_is_staleness)] = 100
     cache_bytes: _Count = 64 << 20
     cache_value_max_bytes: _Count = 1 << 20

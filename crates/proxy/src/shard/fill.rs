@@ -199,7 +199,8 @@ impl Shard {
             .upstreams
             .get(tracking as usize)
             .is_some_and(|u| u.stage == Stage::Ready && !self.is_stuck(u));
-        if !is_usable || self.not_worth.contains_key(&keys.hash) {
+        let is_lock = self.locks.contains(keys.hash, self.now);
+        if !is_usable || is_lock || self.not_worth.contains_key(&keys.hash) {
             return false;
         }
         let Some(token) = self.cache.begin(source, key, keys.hash) else {
@@ -488,6 +489,9 @@ impl Shard {
             variant: variant(fill.protocol, fill.db),
             command: &fill.frame,
         };
+        if self.locks.contains(fill.key_hash, self.now) {
+            return;
+        }
         match self.cache.store(&fill.token, &query, &value, ttl, self.now) {
             Stored::Yes => self.stats.fills_stored.add(1),
             Stored::TooBig | Stored::Full => {

@@ -66,6 +66,7 @@ use keyheat_core::cache::{CacheSettings, LocalCache};
 use keyheat_core::detect::{Nominator, ShardReport};
 use keyheat_core::fence::WriteEpochs;
 use keyheat_core::hash::{ByHash, KeyHasher};
+use keyheat_core::lockmarks::LockMarks;
 use keyheat_core::window::{Totals, Window};
 use keyheat_core::Nanos;
 use keyheat_resp::request::RequestParser;
@@ -167,6 +168,7 @@ pub(crate) struct ShardParts {
     pub stats: Arc<ShardStats>,
     pub epochs: Arc<WriteEpochs>,
     pub own_writes: Arc<[WriteTimes]>,
+    pub locks: Arc<LockMarks>,
     pub hasher: KeyHasher,
     pub nominator: Nominator,
     pub next_client_id: Arc<std::sync::atomic::AtomicU64>,
@@ -263,6 +265,7 @@ pub(crate) struct Shard {
     cache_on: bool,
     epochs: Arc<WriteEpochs>,
     own_writes: Arc<[WriteTimes]>,
+    locks: Arc<LockMarks>,
     /// Whether replicas are asked how far they are, and whether reads go to them.
     asks_replicas: bool,
     replicas_on: bool,
@@ -352,6 +355,7 @@ impl Shard {
             cache_on: s.local_cache && s.may_cache(),
             epochs: parts.epochs,
             own_writes: parts.own_writes,
+            locks: parts.locks,
             asks_replicas: s.reads_replicas(),
             replicas_on: s.reads_replicas(),
             waiting_reads: Vec::new(),

@@ -155,6 +155,9 @@ impl Shard {
         if self.settings.read_your_writes == ReadYourWrites::Global {
             return Some(self.wait_for_replica(id, request, keys, primary));
         }
+        if self.locks.contains(keys.hash, self.now) {
+            return None;
+        }
         let needed = self.needed(request, command, keys);
         let Some(index) = self.replica(primary, needed, wanted) else {
             return self.without_replica(id, primary);

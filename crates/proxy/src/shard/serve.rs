@@ -14,7 +14,8 @@ use super::users::NOBODY;
 use super::{Shard, BACKLOG_SOFT_BYTES, WAITING_MAX};
 use crate::headed::Heard;
 use crate::stream::Stream;
-use keyheat_net::clock;
+use keyheat_core::Nanos;
+use keyheat_net::clock::{self, SEC};
 
 /// What is taken from a client that has not said who it is: enough for AUTH and HELLO.
 const STRANGER: keyheat_resp::Limits = keyheat_resp::Limits {
@@ -39,6 +40,9 @@ pub(super) fn limits_of(client: &Client, request_max_bytes: usize) -> keyheat_re
         STRANGER
     }
 }
+
+/// A key that was set as locks are is taken for one so long.
+const LOCK_FOR: Nanos = 3600 * SEC;
 
 /// One whole request.
 #[derive(Clone, Copy)]
@@ -547,8 +551,22 @@ impl Shard {
         if is_write {
             flags |= Pending::WRITE;
             self.void_keys(request, command, &keys);
+            self.know_lock(request, command, &keys);
         }
         self.send_for(id, request.frame, node, keys.hash, flags)
+    }
+
+    /// A key that is set only if it is not there (`SET … NX`, `SETNX`) is taken for a lock.
+    fn know_lock(&mut self, request: &Request<'_>, command: &'static Command, keys: &Keys) {
+        let is_lock = match command.name {
+            "setnx" => true,
+            "set" => (3..request.argc()).any(|i| request.arg(i).eq_ignore_ascii_case(b"nx")),
+            _ => false,
+        };
+        if is_lock && self.settings.nx_is_lock {
+            // What is cached of it is void by this write; nothing is stored from now on.
+            self.locks.insert(keys.hash, self.now + LOCK_FOR);
+        }
     }
 
     /// Voids what is cached of the keys of a write, in all shards.

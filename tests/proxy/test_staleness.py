@@ -103,7 +103,7 @@ def test_a_cut_tracking_connection_drops_what_it_proved(
         until_served_locally(proxy, eventually)
         for _ in range(5):
             hits = stats(proxy)["local_hits"]
-            assert relay.cut_tracking() > 0
+            eventually(relay.cut_tracking)  # reads may be quicker than a new connection
             eventually(lambda hits=hits: stats(proxy)["local_hits"] > hits + 100)
         verdict = watch.verdict()
     assert verdict.errors == 0

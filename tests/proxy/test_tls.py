@@ -149,6 +149,39 @@ def test_a_slow_reader_of_a_big_reply_gets_all_of_it(
     assert bytes(got) == b"$%d\r\n%s\r\n" % (len(value), value) * 3 + b"+PONG\r\n"
 
 
+def test_both_ways_may_be_full_at_once(listening: Callable[..., Any], certificates: Certificates) -> None:
+    proxy = listening()
+    request = b"*2\r\n$4\r\nECHO\r\n$20000\r\n" + b"x" * 20_000 + b"\r\n"
+    reply = b"$20000\r\n" + b"x" * 20_000 + b"\r\n"
+    count = 1_000
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.create_default_context(cafile=str(certificates.ca.certificate))
+    session = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with socket.create_connection(("127.0.0.1", port_of(proxy.tls_listen)), timeout=20) as plain:
+        while True:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                session.do_handshake()
+                plain.sendall(outgoing.read())
+                break
+            plain.sendall(outgoing.read())
+            incoming.write(plain.recv(65_536))
+        for _ in range(count):
+            session.write(request)
+        # All is sent before anything is read: the proxy must stop reading, and go on when it is read.
+        sender = threading.Thread(target=plain.sendall, args=(outgoing.read(),))
+        sender.start()
+        time.sleep(0.3)
+        assert sender.is_alive()
+        got = bytearray()
+        while len(got) < count * len(reply):
+            try:
+                got += session.read(65_536)
+            except ssl.SSLWantReadError:
+                incoming.write(plain.recv(65_536))
+        sender.join()
+    assert got == reply * count
+
+
 def test_a_reply_is_whole_though_its_client_quits(
     listening: Callable[..., Any], certificates: Certificates
 ) -> None:

@@ -94,31 +94,7 @@ impl Proxy {
         let settings = Arc::new(settings);
         let credentials = Credentials::read(&settings).map_err(std::io::Error::other)?;
         let credentials = Arc::new(ArcSwap::from_pointee(credentials));
-        let sharing = if settings.reuse_port {
-            Sharing::Shared
-        } else {
-            Sharing::Alone
-        };
-        let mut listeners = Vec::new();
-        let mut listen_addr = None;
-        let mut tls_addr = None;
-        if let Some(address) = &settings.listen {
-            let (front, bound) = Front::new(bind(address, sharing)?)?;
-            listeners.push(Listener::Tcp(front.behind(settings.balancers())));
-            listen_addr = Some(bound);
-        }
-        if let Some(address) = &settings.tls_listen {
-            let (front, bound) = Front::new(bind(address, sharing)?)?;
-            let front = front.over_tls(Arc::clone(&credentials));
-            listeners.push(Listener::Tcp(front.behind(settings.balancers())));
-            tls_addr = Some(bound);
-        }
-        if let Some(path) = &settings.unix_socket {
-            let mode = settings.unix_socket_mode().map_err(std::io::Error::other)?;
-            let socket = UnixSocket::bind(path, mode)
-                .map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
-            listeners.push(Listener::Unix(socket));
-        }
+        let (listeners, listen_addr, tls_addr) = listeners(&settings, &credentials)?;
         let http = settings.http.as_deref();
         let http = http.map(|a| bind(a, Sharing::Alone)).transpose()?;
         let rules = settings.rule_set().map_err(std::io::Error::other)?;
@@ -307,6 +283,37 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Where clients connect, with the addresses of the plain listener and of the one for TLS.
+fn listeners(
+    settings: &Settings,
+    credentials: &Arc<ArcSwap<Credentials>>,
+) -> std::io::Result<(Vec<Listener>, Option<SocketAddr>, Option<SocketAddr>)> {
+    let sharing = if settings.reuse_port {
+        Sharing::Shared
+    } else {
+        Sharing::Alone
+    };
+    let (mut listeners, mut listen_addr, mut tls_addr) = (Vec::new(), None, None);
+    if let Some(address) = &settings.listen {
+        let (front, bound) = Front::new(bind(address, sharing)?)?;
+        listeners.push(Listener::Tcp(front.behind(settings.balancers())));
+        listen_addr = Some(bound);
+    }
+    if let Some(address) = &settings.tls_listen {
+        let (front, bound) = Front::new(bind(address, sharing)?)?;
+        let front = front.over_tls(Arc::clone(credentials));
+        listeners.push(Listener::Tcp(front.behind(settings.balancers())));
+        tls_addr = Some(bound);
+    }
+    if let Some(path) = &settings.unix_socket {
+        let mode = settings.unix_socket_mode().map_err(std::io::Error::other)?;
+        let socket = UnixSocket::bind(path, mode)
+            .map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+        listeners.push(Listener::Unix(socket));
+    }
+    Ok((listeners, listen_addr, tls_addr))
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {

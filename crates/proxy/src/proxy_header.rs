@@ -256,6 +256,21 @@ mod tests {
     }
 
     #[test]
+    fn whatever_comes_is_answered_and_no_header_is_longer_than_what_came() {
+        let v2 = binary(0x21, 0x11, &[0; 12]);
+        let v1 = b"PROXY TCP4 1.2.3.4 1.2.3.4 5 6\r\n";
+        for whole in [&v2[..], &v1[..]] {
+            for (place, byte) in (0..whole.len()).flat_map(|p| (0..=255).map(move |b| (p, b))) {
+                let mut bytes = whole.to_vec();
+                bytes[place] = byte;
+                if let Ok(Found::Header { len, .. }) = parse(&bytes) {
+                    assert!(len <= bytes.len());
+                }
+            }
+        }
+    }
+
+    #[test]
     fn networks_have_their_addresses_and_no_others() {
         let has =
             |network: &str, ip: &str| Network::parse(network).unwrap().has(ip.parse().unwrap());

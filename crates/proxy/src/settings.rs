@@ -377,6 +377,14 @@ impl Settings {
             .then(|| networks.filter_map(|text| Network::parse(text)).collect())
     }
 
+    /// How much one client may leave unread, in bytes.
+    pub(crate) fn output_max(&self) -> usize {
+        match self.client_output_max_bytes {
+            0 => usize::MAX,
+            max => max,
+        }
+    }
+
     /// The Unix socket's permissions.
     ///
     /// # Errors

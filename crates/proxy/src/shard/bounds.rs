@@ -37,14 +37,6 @@ impl Shard {
         );
     }
 
-    /// How much a client may leave unread.
-    pub(super) fn output_max(&self) -> usize {
-        match self.settings.client_output_max_bytes {
-            0 => usize::MAX,
-            max => max,
-        }
-    }
-
     /// Cuts a client that reads its replies, or its messages, too slowly.
     pub(super) fn cut_for_output(&mut self, id: ClientId) {
         self.stats.clients_cut.add(1);
@@ -97,7 +89,7 @@ impl Shard {
             .iter()
             .filter(|(_, c)| {
                 let is_idle =
-                    c.is_clear() && c.backlog() == 0 && c.transaction == client::Transaction::None;
+                    c.is_clear() && c.is_written() && c.transaction == client::Transaction::None;
                 (is_idle && !c.is_held && c.input.is_empty())
                     || c.subscriptions > 0
                     || c.listening.is_some()
@@ -107,7 +99,7 @@ impl Shard {
         for id in idle {
             self.pump(id);
             if let Some(c) = self.client(id) {
-                let is_idle = c.is_clear() && c.backlog() == 0 && c.input.is_empty();
+                let is_idle = c.is_clear() && c.is_written() && c.input.is_empty();
                 if is_idle || c.subscriptions > 0 || c.listening.is_some() {
                     self.close_client(id);
                 }

@@ -318,9 +318,14 @@ impl Client {
         self.slots.len()
     }
 
-    /// Bytes that the client has yet to read. Those that TLS has taken and not sent count as one.
+    /// Bytes that the client has yet to read; TLS may hold some 64 KiB more.
     pub fn backlog(&self) -> usize {
-        self.out.len() - self.written + usize::from(self.stream.holds())
+        self.out.len() - self.written
+    }
+
+    /// Whether everything for the client has left.
+    pub fn is_written(&self) -> bool {
+        self.backlog() == 0 && !self.stream.holds()
     }
 
     /// Bytes that are held on behalf of the client.

@@ -215,6 +215,8 @@ pub(crate) struct Shard {
     index: usize,
     /// Bytes that may be held for clients and upstreams.
     budget: usize,
+    /// Bytes that one client may leave unread.
+    output_max: usize,
     settings: Arc<Settings>,
     /// How connections upstream are encrypted, where they are.
     tls: Option<Arc<keyheat_net::tls::Client>>,
@@ -319,6 +321,7 @@ impl Shard {
         Ok(Self {
             index: parts.index,
             budget: s.buffers_max_bytes / shards,
+            output_max: s.output_max(),
             tls: parts.tls,
             poll: parts.poll,
             inbox: parts.inbox,
@@ -659,7 +662,7 @@ impl Shard {
         // What is left in `input` behind a hold is still to be served.
         let has_rest = !client.input.is_empty() && client.has_unread;
         let is_over = client.is_closing || (client.has_ended && !has_rest);
-        if client.backlog() == 0 && client.is_clear() && is_over {
+        if client.is_clear() && is_over && client.is_written() {
             return self.close_client(id);
         }
         let may_go_on = !client.is_blocked

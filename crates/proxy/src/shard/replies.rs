@@ -169,7 +169,7 @@ impl Shard {
     }
 
     fn pass_on(&mut self, id: ClientId, seq: u32, piece: &[u8], is_complete: bool) {
-        let (budget, output_max) = (self.budget, self.output_max());
+        let (budget, output_max) = (self.budget, self.output_max);
         if let Some(client) = self.client(id) {
             client.deliver(seq, piece, is_complete);
             if client.backlog() > output_max {

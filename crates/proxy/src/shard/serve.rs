@@ -92,7 +92,7 @@ impl Shard {
             return;
         };
         let id = client.name_at(index);
-        if event.is_writable() && client.backlog() > 0 {
+        if event.is_writable() && !client.is_written() {
             self.mark_client(id);
         }
         if event.is_readable() || event.is_read_closed() || event.is_error() {

@@ -22,6 +22,7 @@ impl Shard {
                 client.parser = RequestParser::new(limits_of(client, settings.request_max_bytes));
             }
         }
+        self.output_max = settings.output_max();
         let old = std::mem::replace(&mut self.settings, Arc::clone(&settings));
         self.read_from_replicas_as_told();
         if old.rules == settings.rules && old.window_ms == settings.window_ms {

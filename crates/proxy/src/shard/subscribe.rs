@@ -112,7 +112,7 @@ impl Shard {
         }
         client.push(frame);
         let backlog = client.backlog();
-        if backlog > self.output_max() {
+        if backlog > self.output_max {
             self.cut_for_output(id);
         }
     }

@@ -156,17 +156,17 @@ def test_both_ways_may_be_full_at_once(listening: Callable[..., Any], certificat
     count = 1_000
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     context = ssl.create_default_context(cafile=str(certificates.ca.certificate))
-    session = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    end = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
     with socket.create_connection(("127.0.0.1", port_of(proxy.tls_listen)), timeout=20) as plain:
         while True:
             with contextlib.suppress(ssl.SSLWantReadError):
-                session.do_handshake()
+                end.do_handshake()
                 plain.sendall(outgoing.read())
                 break
             plain.sendall(outgoing.read())
             incoming.write(plain.recv(65_536))
         for _ in range(count):
-            session.write(request)
+            end.write(request)
         # All is sent before anything is read: the proxy must stop reading, and go on when it is read.
         sender = threading.Thread(target=plain.sendall, args=(outgoing.read(),))
         sender.start()
@@ -175,7 +175,7 @@ def test_both_ways_may_be_full_at_once(listening: Callable[..., Any], certificat
         got = bytearray()
         while len(got) < count * len(reply):
             try:
-                got += session.read(65_536)
+                got += end.read(65_536)
             except ssl.SSLWantReadError:
                 incoming.write(plain.recv(65_536))
         sender.join()
@@ -201,7 +201,7 @@ def test_records_may_come_byte_by_byte(listening: Callable[..., Any], certificat
     proxy = listening()
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     context = ssl.create_default_context(cafile=str(certificates.ca.certificate))
-    session = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    end = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
     with socket.create_connection(("127.0.0.1", port_of(proxy.tls_listen)), timeout=20) as plain:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -218,12 +218,12 @@ def test_records_may_come_byte_by_byte(listening: Callable[..., Any], certificat
                 incoming.write(plain.recv(1))
 
         def shake() -> bool:
-            session.do_handshake()
+            end.do_handshake()
             return True
 
         until_done(shake)
-        session.write(b"PING\r\n")
-        assert until_done(lambda: session.read(100)) == b"+PONG\r\n"
+        end.write(b"PING\r\n")
+        assert until_done(lambda: end.read(100)) == b"+PONG\r\n"
 
 
 def test_keys_may_change_under_way(listening: Callable[..., Any], certificates: Certificates) -> None:
@@ -271,6 +271,25 @@ def test_those_who_do_not_speak_tls_are_cut_and_those_who_dawdle_are_too(
             each.close()
         assert time.monotonic() - began < 3
         assert client.ping()
+
+
+def test_agreeing_waits_for_no_server(proxy_factory: ProxyFactory, certificates: Certificates) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        pair = certificates.server
+        proxy = proxy_factory(
+            f"127.0.0.1:{mute.getsockname()[1]}",
+            connect_timeout_ms=1_200,
+            handshake_timeout_ms=500,
+            tls_listen="127.0.0.1:0",
+            tls_cert_file=str(pair.certificate),
+            tls_key_file=str(pair.key),
+        )
+        began = time.monotonic()
+        with raw(proxy, certificates) as stream:
+            assert time.monotonic() - began < 1
+            time.sleep(0.8)
+            stream.sendall(b"PING\r\n")
+            assert stream.recv(100) == b"+PONG\r\n"
 
 
 def test_a_client_shows_who_it_is_where_that_is_asked(

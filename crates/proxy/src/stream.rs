@@ -76,6 +76,18 @@ impl Stream {
         }
     }
 
+    /// Goes on agreeing with the other end as far as can be now; whether that is done.
+    ///
+    /// # Errors
+    /// Why the two do not agree.
+    pub fn agree(&mut self) -> io::Result<bool> {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => Ok(true),
+            Self::Tls(stream) => stream.agree(),
+            Self::Headed(_) => Ok(false),
+        }
+    }
+
     /// Whether the two ends have yet to agree on how to go on.
     pub fn is_agreeing(&self) -> bool {
         match self {

@@ -2,7 +2,7 @@
 //!
 //! The two ends agree inside the event loop, a step per event, so nobody who is slow at it keeps a shard.
 //! What a step costs is the signature (about 0.1 ms with an elliptic key, 1 ms with RSA); how many of them a
-//! turn takes is bounded in `shard::serve`, and how long a client may take in `shard::bounds`.
+//! turn takes is bounded in `shard::greet`, and how long a client may take in `shard::bounds`.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;

@@ -1,7 +1,7 @@
 //! The end of a TLS connection at which clients arrive.
 //!
-//! Sessions are resumed by tickets that the client keeps, so that a client that comes again costs no signature
-//! and one that is away costs no memory here. Tickets are sealed with a key that is made with each [`Server`],
+//! Clients keep tickets, so that one that comes again costs no signature and one that is away costs no memory
+//! here. Tickets are sealed with a key that is made with each [`Server`],
 //! and changes by itself: after certificates or the CA of clients were read anew, old tickets open nothing.
 
 use std::net::TcpStream;

@@ -13,7 +13,7 @@
 //! # Layout
 //! - `client`, `upstream`: the state of a connection on either side
 //! - `classify`: what is done with each command
-//! - `serve`: requests in
+//! - `greet`: what comes before requests; `serve`: requests in
 //! - `locals`: commands answered here
 //! - `session`: transactions and blocking commands; `subscribe`: subscriptions, `MONITOR`
 //! - `own`: clients with connections of their own; `wait`: `WAIT`
@@ -39,6 +39,7 @@ mod facade;
 mod fill;
 mod forward;
 mod gather;
+mod greet;
 mod jobs;
 mod locals;
 mod own;

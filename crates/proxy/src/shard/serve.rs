@@ -12,8 +12,6 @@ use super::client::{Client, ClientId, Ticket, Transaction, Wants};
 use super::upstream::{Owner, Pending};
 use super::users::NOBODY;
 use super::{Shard, BACKLOG_SOFT_BYTES, WAITING_MAX};
-use crate::headed::Heard;
-use crate::stream::Stream;
 use keyheat_core::Nanos;
 use keyheat_net::clock::{self, SEC};
 
@@ -25,9 +23,6 @@ const STRANGER: keyheat_resp::Limits = keyheat_resp::Limits {
     request_max_bytes: 64 * 1024,
     depth_max: 1,
 };
-
-/// Steps of TLS handshakes in one turn: about 2 ms with elliptic keys.
-const HANDSHAKES_MAX: u32 = 16;
 
 /// The limits that hold for a client now.
 pub(super) fn limits_of(client: &Client, request_max_bytes: usize) -> keyheat_resp::Limits {
@@ -119,6 +114,10 @@ impl Shard {
     /// Serves what a client has sent, as far as may be now.
     pub(super) fn pump(&mut self, id: ClientId) {
         let has_looked = self.has_looked;
+        let is_stranger = |c: &mut Client| c.stream.is_agreeing();
+        if self.client(id).is_some_and(is_stranger) && !self.greet(id) {
+            return;
+        }
         let Some(client) = self.client(id) else {
             return;
         };
@@ -128,59 +127,11 @@ impl Shard {
             return;
         }
         client.has_unread = false;
-        if matches!(client.stream, Stream::Headed(_)) && !self.hear(id) {
-            return;
-        }
-        let Some(client) = self.client(id) else {
-            return;
-        };
-        if client.stream.is_agreeing() && !self.may_agree() {
-            return self.queue_client(id);
-        }
-        if self.clients[id.index as usize].input.is_empty() {
+        if client.input.is_empty() {
             self.read_fresh(id);
         } else {
             self.read_more(id);
         }
-    }
-
-    /// Waits for the header of a balancer; whether what follows is the client's.
-    fn hear(&mut self, id: ClientId) -> bool {
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let heard = match self.client(id).map(|client| &mut client.stream) {
-            Some(Stream::Headed(headed)) => headed.hear(&mut scratch),
-            _ => Ok(Heard::Nothing),
-        };
-        self.scratch = scratch;
-        let Some(client) = self.client(id) else {
-            return false;
-        };
-        match heard {
-            Ok(Heard::Nothing) => false,
-            Ok(Heard::Client(stream, address)) => {
-                client.stream = stream;
-                if let Some(address) = address {
-                    client.peer = address.to_string();
-                }
-                true
-            }
-            Err(e) => {
-                if e.kind() == ErrorKind::InvalidData {
-                    let why = format!("no header of the PROXY protocol: {e}");
-                    self.cut(id, "proxy_protocol", &why);
-                } else {
-                    self.close_client(id);
-                }
-                false
-            }
-        }
-    }
-
-    /// Whether this turn has time for a step of a TLS handshake: many that come at once must not keep the
-    /// others waiting.
-    fn may_agree(&mut self) -> bool {
-        self.handshakes += 1;
-        self.handshakes <= HANDSHAKES_MAX
     }
 
     /// The usual case: nothing is left from before, so requests are served where they were read.
@@ -251,12 +202,8 @@ impl Shard {
                 self.queue_client(id);
                 None
             }
-            Err(e) => {
-                if client.stream.is_agreeing() && e.kind() == ErrorKind::InvalidData {
-                    self.cut(id, "tls_listen", &format!("TLS was not agreed on: {e}"));
-                } else {
-                    self.close_client(id);
-                }
+            Err(_) => {
+                self.close_client(id);
                 None
             }
         }

@@ -14,7 +14,7 @@ const HANDSHAKES_MAX: u32 = 16;
 
 impl Shard {
     /// Goes on with what comes first; whether requests come now.
-    pub(super) fn greet(&mut self, id: ClientId) -> bool {
+    pub(super) fn shake_hands(&mut self, id: ClientId) -> bool {
         let is_headed = self
             .client(id)
             .is_some_and(|c| matches!(c.stream, Stream::Headed(_)));

@@ -115,7 +115,7 @@ impl Shard {
     pub(super) fn pump(&mut self, id: ClientId) {
         let has_looked = self.has_looked;
         let is_stranger = |c: &mut Client| c.stream.is_agreeing();
-        if self.client(id).is_some_and(is_stranger) && !self.greet(id) {
+        if self.client(id).is_some_and(is_stranger) && !self.shake_hands(id) {
             return;
         }
         let Some(client) = self.client(id) else {

@@ -241,5 +241,8 @@ def now_ns() -> int:
 def slot(key: bytes) -> int:
     """The Cluster slot of a key, hash tags included."""
 
+def copies_script(name: str) -> str:
+    """The Lua of one step of copies: lease, move, place or fence; KeyError for another."""
+
 def version() -> str:
     """The version of the native module, which is that of the package."""

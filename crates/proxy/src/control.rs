@@ -6,7 +6,7 @@
 //! milliseconds; the tick is for cooling and for what nobody nominated.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -16,10 +16,13 @@ use keyheat_core::detect::{Detector, DetectorSettings, ShardReport};
 use keyheat_core::hash::ByHash;
 use keyheat_core::hotset::HotSet;
 use keyheat_core::lockmarks::LockMarks;
+use keyheat_core::Nanos;
 use keyheat_resp::slot;
 use mio::Waker;
 
-use crate::hotview::{HotPlan, HotView};
+use crate::copies::maker::ToMaker;
+use crate::copies::names::{Beside, PREFIX};
+use crate::hotview::{CopiedKey, HotPlan, HotView};
 use crate::parts;
 use crate::settings::Settings;
 use crate::shard::{Answer, Hits, PollReply, Question, ShardSettings, Ticket, ToShard};
@@ -111,6 +114,22 @@ pub(crate) struct HotNow {
     pub plans: ByHash<HotPlan>,
 }
 
+/// What the maker of copies has done.
+#[derive(Debug, Default)]
+pub(crate) struct CopyCounts {
+    /// Keys whose copies this process makes.
+    pub owned: AtomicU64,
+    pub placed: AtomicU64,
+    pub failures: AtomicU64,
+}
+
+/// A key that is copied, as control knows it.
+struct Copied {
+    key: CopiedKey,
+    since: Nanos,
+    cooled_at: Option<Nanos>,
+}
+
 /// What control shares with the API.
 pub(crate) struct Shared {
     /// As they are now: some may change.
@@ -126,6 +145,7 @@ pub(crate) struct Shared {
     pub refusals: Mutex<BTreeMap<(usize, u32), String>>,
     /// Keys that are locks: nothing is done for them.
     pub locks: Arc<LockMarks>,
+    pub copies: CopyCounts,
     pub shards_dead: AtomicUsize,
     /// Threads that have died of a bug and are not running again yet, by name.
     pub parts_dead: Mutex<BTreeSet<&'static str>>,
@@ -143,6 +163,9 @@ pub(crate) struct Control {
     last_hits: ByHash<u64>,
     last_poll: Instant,
     sent_plans: ByHash<HotPlan>,
+    maker: Sender<ToMaker>,
+    copied: ByHash<Copied>,
+    sent_copied: ByHash<CopiedKey>,
 }
 
 impl Control {
@@ -152,6 +175,7 @@ impl Control {
         shards: Vec<ShardHandle>,
         sender: Sender<ToControl>,
         inbox: Receiver<ToControl>,
+        maker: Sender<ToMaker>,
     ) -> Result<Self, String> {
         let detector = detector(&shared.settings.load())?;
         let (watcher, wanted) = channel();
@@ -177,6 +201,9 @@ impl Control {
             last_hits: ByHash::default(),
             last_poll: Instant::now(),
             sent_plans: ByHash::default(),
+            maker,
+            copied: ByHash::default(),
+            sent_copied: ByHash::default(),
         })
     }
 
@@ -243,7 +270,12 @@ impl Control {
                 key,
                 key_hash,
                 node,
-            } => return Some(self.detector.nominate(&key, key_hash, node, clock::now())),
+            } => {
+                // What is ours is as hot as what it is for, and nobody is to be told.
+                let is_ours = key.starts_with(PREFIX);
+                let now = clock::now();
+                return Some(!is_ours && self.detector.nominate(&key, key_hash, node, now));
+            }
             ToControl::Look => {
                 let _ = self.watcher.send(None);
             }
@@ -351,7 +383,7 @@ impl Control {
 
     fn poll(&mut self, is_tick: bool) {
         let candidates: Arc<[u64]> = self.detector.candidates().into();
-        if candidates.is_empty() && self.sent_plans.is_empty() {
+        if candidates.is_empty() && self.sent_plans.is_empty() && self.copied.is_empty() {
             return;
         }
         let (sender, replies) = channel();
@@ -388,6 +420,7 @@ impl Control {
 
     fn publish(&mut self, hits: &ByHash<Hits>, is_tick: bool) {
         let set = self.detector.hot_set();
+        let copied = self.copied_now(&set);
         let mut plans = ByHash::default();
         for key in set.iter() {
             let was = self.sent_plans.get(&key.key_hash).copied();
@@ -397,12 +430,17 @@ impl Control {
             let plan = HotPlan {
                 local_cache: key.plan.local_cache && pays && !is_lock,
                 replica_reads: key.plan.replica_reads && !is_lock,
+                copies: copied
+                    .get(&key.key_hash)
+                    .is_some_and(|c| c.read_after.is_some()),
             };
             plans.insert(key.key_hash, plan);
         }
-        if plans != self.sent_plans {
+        if plans != self.sent_plans || copied != self.sent_copied {
+            self.sent_copied.clone_from(&copied);
             let view = Arc::new(HotView {
                 plans: plans.clone(),
+                copied,
             });
             for shard in &self.shards {
                 let _ = shard.tell(ToShard::Hot(Arc::clone(&view)));
@@ -434,6 +472,64 @@ impl Control {
             hits: rates,
             plans,
         }));
+    }
+
+    /// The keys that have copies, or may still have some; tells the maker.
+    fn copied_now(&mut self, set: &HotSet) -> ByHash<CopiedKey> {
+        let now = clock::now();
+        let bound = self.settings.copies_max_staleness_ms * clock::MS;
+        let is_cluster = self
+            .shared
+            .topology
+            .load()
+            .as_ref()
+            .is_some_and(|t| t.is_cluster());
+        let may = is_cluster && self.settings.copies && self.settings.may_copy();
+        let wanted: BTreeSet<u64> = set
+            .iter()
+            .filter(|key| may && key.plan.copies && !key.key.starts_with(PREFIX))
+            .filter(|key| !self.shared.locks.contains(key.key_hash, now))
+            .take(self.settings.copies_keys_max)
+            .map(|key| key.key_hash)
+            .collect();
+        for key in set.iter().filter(|key| wanted.contains(&key.key_hash)) {
+            let copied = self.copied.entry(key.key_hash).or_insert_with(|| {
+                let beside = Beside::of(&key.key);
+                let key = CopiedKey {
+                    key: Arc::from(&key.key[..]),
+                    lease: beside.lease.into(),
+                    register: beside.register.into(),
+                    read_after: None,
+                };
+                Copied {
+                    key,
+                    since: now,
+                    cooled_at: None,
+                }
+            });
+            copied.cooled_at = None;
+            copied.key.read_after = Some(copied.since + bound);
+        }
+        for (hash, copied) in &mut self.copied {
+            if !wanted.contains(hash) {
+                copied.cooled_at.get_or_insert(now);
+                copied.key.read_after = None;
+            }
+        }
+        // Writes void the copies of a key that has cooled for as long as there may be any.
+        let is_left = |copied: &Copied| copied.cooled_at.is_none_or(|at| now < at + bound);
+        self.copied.retain(|_, copied| is_left(copied));
+        let all: ByHash<CopiedKey> = self
+            .copied
+            .iter()
+            .map(|(hash, copied)| (*hash, copied.key.clone()))
+            .collect();
+        if all != self.sent_copied {
+            let hot = all.values().filter(|copied| copied.read_after.is_some());
+            let keys = hot.map(|copied| Arc::clone(&copied.key)).collect();
+            let _ = self.maker.send(ToMaker::Keys(keys));
+        }
+        all
     }
 
     /// Whether caching a key saves more than it costs: each write makes every shard read it anew,

@@ -1,6 +1,9 @@
 //! The hot set as the data plane needs it: one look-up by hash, and what to do.
 
+use std::sync::Arc;
+
 use keyheat_core::hash::ByHash;
+use keyheat_core::Nanos;
 
 /// What the data plane does for a hot key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,6 +12,22 @@ pub struct HotPlan {
     pub local_cache: bool,
     /// Its reads may go to replicas.
     pub replica_reads: bool,
+    /// It is copied.
+    pub copies: bool,
+}
+
+/// A key that has copies, or may still have some.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopiedKey {
+    /// The key.
+    pub key: Arc<[u8]>,
+    /// The key beside it that says who makes the copies.
+    pub lease: Arc<[u8]>,
+    /// The key beside it whose version every write moves.
+    pub register: Arc<[u8]>,
+    /// Its reads may go to copies from then on: not before every write of this process is known to void them,
+    /// and not at all once it has cooled.
+    pub read_after: Option<Nanos>,
 }
 
 /// The hot keys now.
@@ -16,6 +35,8 @@ pub struct HotPlan {
 pub struct HotView {
     /// Plans by key hash.
     pub plans: ByHash<HotPlan>,
+    /// Keys with copies, by key hash.
+    pub copied: ByHash<CopiedKey>,
 }
 
 impl HotView {

@@ -159,7 +159,13 @@ pub(crate) fn hot(shared: &Shared) -> Value {
                 .as_ref()
                 .and_then(|t| t.nodes.get(k.node as usize))
                 .map(|n| n.name.clone());
-            let is_cached = hot.plans.get(&k.key_hash).is_some_and(|p| p.local_cache);
+            let plan = hot.plans.get(&k.key_hash);
+            let remedies = [
+                ("local_cache", plan.is_some_and(|p| p.local_cache)),
+                ("copies", plan.is_some_and(|p| p.copies)),
+                ("replica_reads", plan.is_some_and(|p| p.replica_reads)),
+            ];
+            let plan: Vec<&str> = remedies.iter().filter(|r| r.1).map(|r| r.0).collect();
             json!({
                 "key": shown,
                 "key_base64": base64,
@@ -177,7 +183,7 @@ pub(crate) fn hot(shared: &Shared) -> Value {
                     _ => "cooling",
                 },
                 "rule": &*k.rule,
-                "plan": if is_cached { json!(["local_cache"]) } else { json!([]) },
+                "plan": plan,
                 "local_hits": hits.count,
                 "local_hits_per_s": round(hits.per_s),
                 "first_local_hit_ns": hits.first_ns,

@@ -22,6 +22,7 @@
 //! of its slot, and `shard::replies` brings the answer back to the client's slot and counts it.
 
 mod control;
+pub mod copies;
 mod headed;
 pub mod hotview;
 mod http;
@@ -55,6 +56,7 @@ use keyheat_net::lock;
 use mio::{Poll, Waker};
 
 use control::{Control, ShardHandle, Shared, ToControl};
+use copies::maker::Maker;
 use listen::Acceptor;
 use listener::{bind, Front, Listener, Sharing};
 use own_writes::WriteTimes;
@@ -112,6 +114,7 @@ impl Proxy {
             cache_on: AtomicBool::new(settings.local_cache),
             refusals: Mutex::default(),
             locks: Arc::default(),
+            copies: Default::default(),
             shards_dead: AtomicUsize::new(0),
             parts_dead: Mutex::default(),
             started: Instant::now(),
@@ -154,11 +157,21 @@ impl Proxy {
             })?);
             shards.push(ShardHandle { inbox, waker });
         }
+        // It lives as long as control does, and removes the copies when that ends.
+        let (maker, maker_inbox) = channel();
+        let told = Arc::clone(&shared);
+        threads.push(spawn("keyheat-copies", move || {
+            parts::keep_running("copies", &told.parts_dead, |_| {
+                Maker::run(Arc::clone(&told), seed(), &maker_inbox);
+                Ok(())
+            });
+        })?);
         let running = Control::start(
             Arc::clone(&shared),
             shards.clone(),
             control.clone(),
             control_inbox,
+            maker,
         )
         .map_err(std::io::Error::other)?;
         threads.push(spawn("keyheat-control", move || running.keep_running())?);

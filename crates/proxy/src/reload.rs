@@ -33,6 +33,7 @@ fn merge(old: &Settings, new: Settings) -> (Settings, Vec<&'static str>) {
         redact_keys buffers_max_bytes clients_max
         client_idle_timeout_s client_output_max_bytes request_max_bytes
         connect_timeout_ms upstream_timeout_ms
+        copies copies_max copies_max_staleness_ms copies_clock_skew_ms copies_value_max_bytes copies_keys_max
         read_from read_your_writes replica_lag_max_ms
         log log_format;
         stay:

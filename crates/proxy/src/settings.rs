@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use keyheat_core::rule::spec::{self, RuleSettings};
-use keyheat_core::rule::{Rule, RuleSet};
+use keyheat_core::rule::RuleSet;
 use keyheat_core::window::WindowSettings;
 use serde::Deserialize;
 
@@ -89,6 +89,18 @@ pub struct Settings {
     pub read_your_writes: ReadYourWrites,
     /// How far behind its primary a replica may be to be read from, in milliseconds; 0 is no bound.
     pub replica_lag_max_ms: u64,
+    /// Whether hot keys whose rule's plan has `copies` are copied.
+    pub copies: bool,
+    /// Copies of a key beside the original; 0 for one on every other primary.
+    pub copies_max: usize,
+    /// No copy is older, in milliseconds.
+    pub copies_max_staleness_ms: u64,
+    /// By how much the clocks of primaries may differ, in milliseconds; taken off the life of copies.
+    pub copies_clock_skew_ms: u64,
+    /// Larger values are not copied, in bytes.
+    pub copies_value_max_bytes: usize,
+    /// Keys copied at a time.
+    pub copies_keys_max: usize,
     /// `error`, `warn`, `info` or `debug`.
     pub log: String,
     /// For whom the log is: people, or machines.
@@ -259,6 +271,12 @@ impl Default for Settings {
             read_from: ReadFrom::Primary,
             read_your_writes: ReadYourWrites::Connection,
             replica_lag_max_ms: 1_000,
+            copies: true,
+            copies_max: 0,
+            copies_max_staleness_ms: 1_000,
+            copies_clock_skew_ms: 100,
+            copies_value_max_bytes: 1 << 20,
+            copies_keys_max: 64,
             log: "info".into(),
             log_format: LogFormat::Text,
         }
@@ -309,6 +327,8 @@ impl Settings {
             ("buffers_max_bytes", self.buffers_max_bytes),
             ("clients_max", self.clients_max),
             ("hot_keys_max", self.hot_keys_max),
+            ("copies_value_max_bytes", self.copies_value_max_bytes),
+            ("copies_keys_max", self.copies_keys_max),
         ] {
             if value == 0 {
                 return Err(format!("{name}: must be above 0"));
@@ -337,6 +357,12 @@ impl Settings {
         }
         if self.replica_lag_max_ms != 0 && !(50..=600_000).contains(&self.replica_lag_max_ms) {
             return Err("replica_lag_max_ms: 0 (no bound) or 50 to 600000".into());
+        }
+        if !(50..=600_000).contains(&self.copies_max_staleness_ms) {
+            return Err("copies_max_staleness_ms: 50 to 600000".into());
+        }
+        if self.copies_clock_skew_ms > self.copies_max_staleness_ms / 2 {
+            return Err("copies_clock_skew_ms: at most half of copies_max_staleness_ms".into());
         }
         if !["error", "warn", "info", "debug"].contains(&self.log.as_str()) {
             return Err("log: error, warn, info or debug".into());
@@ -404,15 +430,15 @@ impl Settings {
         let Some(rules) = &self.rules else {
             return Ok(RuleSet::default());
         };
-        let set = spec::rule_set(rules)?;
-        let is_unknown = |rule: &&Rule| rule.plan.copies;
-        match set.rules().iter().find(is_unknown) {
-            Some(rule) => Err(format!(
-                "rule {:?}: plan: accepted in a proxy: local_cache, coalesce, replica_reads",
-                rule.name
-            )),
-            None => Ok(set),
-        }
+        spec::rule_set(rules)
+    }
+
+    /// Whether any rule has keys copied.
+    #[must_use]
+    pub fn may_copy(&self) -> bool {
+        let has_plan = |set: RuleSet| set.rules().iter().any(|rule| rule.plan.copies);
+        // A copy has another name than what a user may read.
+        self.auth == Auth::Proxy && self.rule_set().is_ok_and(has_plan)
     }
 
     /// Whether any read may go to a replica.

@@ -23,6 +23,19 @@ fn slot(key: &[u8]) -> u16 {
     keyheat_resp::slot::slot(key)
 }
 
+/// The server's side of copies, by name: one text for proxies and clients, which share copies.
+#[pyfunction]
+fn copies_script(name: &str) -> PyResult<&'static str> {
+    use keyheat_proxy::copies::scripts;
+    match name {
+        "lease" => Ok(scripts::LEASE),
+        "move" => Ok(scripts::MOVE),
+        "place" => Ok(scripts::PLACE),
+        "fence" => Ok(scripts::FENCE),
+        _ => Err(pyo3::exceptions::PyKeyError::new_err(name.to_owned())),
+    }
+}
+
 /// The version of the native module.
 #[pyfunction]
 fn version() -> &'static str {
@@ -35,6 +48,7 @@ fn _keyheat(m: &Bound<'_, PyModule>) -> PyResult<()> {
     client::add_to(m)?;
     m.add_function(wrap_pyfunction!(now_ns, m)?)?;
     m.add_function(wrap_pyfunction!(slot, m)?)?;
+    m.add_function(wrap_pyfunction!(copies_script, m)?)?;
     m.add_function(wrap_pyfunction!(version, m)?)?;
     Ok(())
 }

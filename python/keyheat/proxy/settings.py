@@ -125,6 +125,14 @@ class ProxySettings(BaseModel):
     read_your_writes: Literal["none", "connection", "proxy", "global"] = "connection"
     replica_lag_max_ms: Annotated[int, Field(ge=0, le=600_000), AfterValidator(_is_lag)] = 1_000
 
+    # Copies of hot keys.
+    copies: bool = True
+    copies_max: Annotated[int, Field(ge=0, le=255)] = 0
+    copies_max_staleness_ms: Annotated[int, Field(ge=50, le=600_000)] = 1_000
+    copies_clock_skew_ms: Annotated[int, Field(ge=0, le=300_000)] = 100
+    copies_value_max_bytes: _Count = 1 << 20
+    copies_keys_max: _Count = 64
+
     # What is hot, and what is done about it.
     rules_file: _File = None
     rules: list[Rule] | None = None

@@ -9,6 +9,7 @@ impl Shard {
     /// is held (replies it does not read, requests a server does not take) is cut, as the server would.
     pub(super) fn bound_buffers(&mut self) {
         let mut held: usize = self.jobs.iter().map(|(_, j)| j.held()).sum();
+        held += self.voidings.iter().map(|(_, v)| v.held()).sum::<usize>();
         // Requests on their way are counted where they lie: their clients may have left.
         held += self.upstreams.iter().map(|(_, u)| u.held()).sum::<usize>();
         let mut worst = None;

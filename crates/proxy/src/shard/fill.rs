@@ -363,7 +363,13 @@ impl Shard {
         }
     }
 
-    fn forward_waiter(&mut self, ticket: Ticket, frame: &[u8], key: &[u8], key_hash: u64) {
+    pub(super) fn forward_waiter(
+        &mut self,
+        ticket: Ticket,
+        frame: &[u8],
+        key: &[u8],
+        key_hash: u64,
+    ) {
         let Some(client) = self.client(ticket.client) else {
             return;
         };

@@ -15,6 +15,7 @@ use super::client::ClientId;
 use super::upstream::{Owner, Pending, Role, Stage, Step, Upstream};
 use super::users::SERVICE;
 use super::{NodeState, Shard, KIND_BITS, KIND_UPSTREAM};
+use crate::copies::names;
 use crate::stream::Stream;
 use crate::topology::{host_of, Topology};
 use keyheat_net::clock::{MS, SEC};
@@ -410,6 +411,7 @@ impl Shard {
             .map(|(i, _)| i as u32)
             .collect();
         let topology_primaries = topology.primaries.clone();
+        self.copy_places = names::places(&topology);
         self.topology = Some(topology);
         for state in &mut self.nodes {
             state.demoted_at.get_or_insert(self.now);

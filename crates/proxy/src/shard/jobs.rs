@@ -13,6 +13,7 @@ use super::client::{ClientId, Ticket};
 use super::serve::{writes, Flow, Request};
 use super::upstream::{Owner, Pending, Role};
 use super::Shard;
+use crate::copies::names;
 use crate::settings::ReadFrom;
 
 /// Cursors of SCAN carry the node's place in their last digits.
@@ -28,6 +29,8 @@ pub(super) struct Job {
 
 pub(super) enum How {
     Merge(Merge),
+    /// `DBSIZE`: how many keys of ours there are, and last, by so many nodes, how many in all.
+    Sizes(usize),
     /// `WAIT`: barriers, and numbers of which the least counts.
     Copies,
     /// For each key of an MGET: its part, and its place there.
@@ -141,6 +144,10 @@ impl Shard {
             let node = *node;
             return self.send_for(id, request.frame, node, 0, flags);
         }
+        if command.is_some_and(|c| c.name == "dbsize") && !self.hot.copied.is_empty() {
+            let sends = self.sizes(request);
+            return self.start_job(id, How::Sizes(primaries.len()), sends, false);
+        }
         let sends = primaries
             .iter()
             .map(|&n| (n, request.frame.to_vec(), 0, flags))
@@ -197,6 +204,12 @@ impl Shard {
         let is_write = |flags: u8| flags & (Pending::WRITE | Pending::WRITES_ALL) != 0;
         if sends.iter().any(|s| is_write(s.3)) {
             client.note_write(seq);
+            if !self.hot.copied.is_empty() {
+                let ticket = Ticket { client: id, seq };
+                for (_, frame, key_hash, flags) in sends.iter().filter(|s| is_write(s.3)) {
+                    self.hold_reply(ticket, frame, *flags, *key_hash);
+                }
+            }
         }
         let job = self.jobs.insert(Job {
             ticket: Ticket { client: id, seq },
@@ -325,9 +338,8 @@ impl Shard {
         let reply = merge(job);
         if let Some(client) = self.client(ticket.client) {
             client.is_blocked &= !is_wait;
-            client.deliver(ticket.seq, &reply, true);
         }
-        self.mark_client(ticket.client);
+        self.pass_on(ticket.client, ticket.seq, &reply, true);
     }
 }
 
@@ -353,15 +365,11 @@ fn merge(job: Job) -> Vec<u8> {
             encode::integer(&mut out, sum);
             Some(out)
         }
+        How::Sizes(nodes) => Some(merge_sizes(*nodes, &job.parts)),
         How::Copies => merge_copies(&job.parts),
         How::Merge(Merge::Concat) => merge_concat(&job.parts),
         How::Merge(Merge::Least) => merge_least(&job.parts),
-        How::Merge(Merge::NotNull) => job
-            .parts
-            .iter()
-            .find(|p| !matches!(p.as_slice(), b"$-1\r\n" | b"_\r\n"))
-            .or(job.parts.first())
-            .cloned(),
+        How::Merge(Merge::NotNull) => merge_not_null(&job.parts),
         How::Merge(Merge::AllOk | Merge::AnyOk | Merge::Elements) => job.parts.first().cloned(),
     };
     merged.unwrap_or_else(|| {
@@ -406,14 +414,60 @@ fn merge_elements(places: &[(u32, u32)], parts: &[Vec<u8>]) -> Option<Vec<u8>> {
     Some(out)
 }
 
+/// The name of a key, of ours or not, as it stands in a reply.
+fn name_in(element: &[u8]) -> &[u8] {
+    let start = element.windows(2).position(|w| w == b"\r\n");
+    start
+        .and_then(|at| element.get(at + 2..)?.strip_suffix(b"\r\n"))
+        .unwrap_or_default()
+}
+
+fn is_ours(element: &[u8]) -> bool {
+    name_in(element).starts_with(names::PREFIX)
+}
+
+/// One that is not null. Copies are nobody's business: for one of them stands what it is a copy of.
+fn merge_not_null(parts: &[Vec<u8>]) -> Option<Vec<u8>> {
+    let is_null = |p: &&Vec<u8>| matches!(p.as_slice(), b"$-1\r\n" | b"_\r\n");
+    let named = |p: &&Vec<u8>| !is_null(p);
+    let found = parts.iter().filter(named).find(|p| !is_ours(p));
+    let found = found.or(parts.iter().find(named)).or(parts.first())?;
+    match names::original(name_in(found)) {
+        None => Some(found.clone()),
+        Some(original) => {
+            let mut out = Vec::new();
+            encode::bulk(&mut out, original);
+            Some(out)
+        }
+    }
+}
+
+fn merge_sizes(nodes: usize, parts: &[Vec<u8>]) -> Vec<u8> {
+    let (ours, all) = parts.split_at(parts.len().saturating_sub(nodes));
+    let sum = |parts: &[Vec<u8>]| -> i64 { parts.iter().filter_map(|p| integer(p)).sum() };
+    let mut out = Vec::new();
+    encode::integer(&mut out, (sum(all) - sum(ours)).max(0));
+    out
+}
+
+/// All names but those of copies.
 fn merge_concat(parts: &[Vec<u8>]) -> Option<Vec<u8>> {
     let parts: Vec<Vec<&[u8]>> = parts.iter().map(|p| elements(p)).collect::<Option<_>>()?;
+    let names = parts
+        .into_iter()
+        .flatten()
+        .filter(|e| !is_ours(e))
+        .collect();
+    Some(array(names))
+}
+
+fn array(elements: Vec<&[u8]>) -> Vec<u8> {
     let mut out = Vec::new();
-    encode::array_header(&mut out, parts.iter().map(Vec::len).sum());
-    for element in parts.iter().flatten() {
+    encode::array_header(&mut out, elements.len());
+    for element in elements {
         out.extend_from_slice(element);
     }
-    Some(out)
+    out
 }
 
 fn merge_least(parts: &[Vec<u8>]) -> Option<Vec<u8>> {
@@ -457,6 +511,10 @@ fn merge_scan(place: u64, nodes: u64, part: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     encode::array_header(&mut out, 2);
     encode::bulk(&mut out, next.to_string().as_bytes());
-    out.extend_from_slice(keys);
+    let names = elements(keys)?
+        .into_iter()
+        .filter(|e| !is_ours(e))
+        .collect();
+    out.extend_from_slice(&array(names));
     Some(out)
 }

@@ -23,7 +23,7 @@
 //! - `replies`: replies in
 //! - `jobs`: requests split over nodes
 //! - `fill`: the local cache; `tracking`: invalidations and heartbeats
-//! - `replicas`: reads from replicas
+//! - `replicas`: reads from replicas; `copies`: reads from copies, and writes that void them
 //! - `count`: accesses counted, keys nominated
 //! - `settings`: settings that change
 //! - `bounds`: clients that are let go
@@ -34,6 +34,7 @@ mod bounds;
 mod classify;
 mod client;
 mod client_command;
+mod copies;
 mod count;
 mod facade;
 mod fill;
@@ -272,6 +273,13 @@ pub(crate) struct Shard {
     /// Whether replicas are asked how far they are, and whether reads go to them.
     asks_replicas: bool,
     replicas_on: bool,
+    /// A place for copies on each primary.
+    copy_places: Vec<(u32, u32)>,
+    copy_reads: Slab<copies::CopyRead>,
+    copy_misses: ByHash<(Nanos, Nanos)>,
+    /// Replies to be held back until copies are voided, by ticket.
+    held: hashbrown::HashMap<(u32, u32, u32), copies::Held>,
+    voidings: Slab<copies::Voiding>,
     waiting_reads: Vec<replicas::WaitingRead>,
     random: u64,
     fills: ByHash<Fill>,
@@ -362,6 +370,11 @@ impl Shard {
             locks: parts.locks,
             asks_replicas: s.reads_replicas(),
             replicas_on: s.reads_replicas(),
+            copy_places: Vec::new(),
+            copy_reads: Slab::new(),
+            copy_misses: ByHash::default(),
+            held: hashbrown::HashMap::new(),
+            voidings: Slab::new(),
             waiting_reads: Vec::new(),
             random: clock::now() | 1,
             fills: ByHash::default(),
@@ -721,6 +734,9 @@ impl Shard {
         self.cut_strangers();
         self.look_after_upstreams();
         self.look_at_replicas();
+        if !self.voidings.is_empty() {
+            self.expire_voidings();
+        }
         self.expire_parked();
         self.look_after_astray();
         self.stats.cache_bytes.set(self.cache.bytes() as i64);

@@ -372,7 +372,7 @@ impl Shard {
     }
 
     /// A number from 0 to 1, by xorshift.
-    fn draw(&mut self) -> f64 {
+    pub(super) fn draw(&mut self) -> f64 {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;

@@ -168,7 +168,10 @@ impl Shard {
         }
     }
 
-    fn pass_on(&mut self, id: ClientId, seq: u32, piece: &[u8], is_complete: bool) {
+    pub(super) fn pass_on(&mut self, id: ClientId, seq: u32, piece: &[u8], is_complete: bool) {
+        if !self.held.is_empty() && self.keep_back(id, seq, piece, is_complete) {
+            return;
+        }
         let (budget, output_max) = (self.budget, self.output_max);
         if let Some(client) = self.client(id) {
             client.deliver(seq, piece, is_complete);
@@ -402,6 +405,8 @@ impl Shard {
             Owner::FillTtl(fill) => self.on_fill_ttl(fill, pending, frame),
             Owner::FillFields(fill) => self.on_fill_fields(fill, frame),
             Owner::Register(fill) => self.on_registered(fill, frame),
+            Owner::Copy(read) => self.on_copy(read, frame),
+            Owner::Void { voiding, key } => self.on_void(voiding, key, frame),
             Owner::Unblock(number) => self.on_unblocked(number, frame),
             Owner::Permit(identity) => self.on_permit(identity, pending.sent_at, frame),
             // The connection was lost before the server could say.

@@ -486,6 +486,11 @@ impl Shard {
                 return flow;
             }
         }
+        if !is_write && self.has_copies(keys.hash) {
+            if let Some(flow) = self.read_from_copy(id, request, command, &keys, node) {
+                return flow;
+            }
+        }
         if !is_write && self.may_ask_replica(keys.hash) {
             if let Some(flow) = self.read_from_replica(id, request, command, &keys, node) {
                 return flow;
@@ -567,6 +572,9 @@ impl Shard {
         if flags & (Pending::WRITE | Pending::WRITES_ALL) != 0 {
             client.note_write(seq);
             client.note_write_to(node, losses);
+            if !self.hot.copied.is_empty() {
+                self.hold_reply(Ticket { client: id, seq }, frame, flags, key_hash);
+            }
         }
         let mut pending = Pending::new(Owner::Client(Ticket { client: id, seq }), frame.len(), now);
         pending.key_hash = key_hash;

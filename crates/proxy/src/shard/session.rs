@@ -438,7 +438,11 @@ impl Shard {
             client.is_held = true;
         }
         let seq = client.open_slot(frame.len());
-        let owner = Owner::Client(Ticket { client: id, seq });
+        let ticket = Ticket { client: id, seq };
+        let owner = Owner::Client(ticket);
+        if flags & Pending::RELEASES != 0 && !self.hot.copied.is_empty() {
+            self.hold_reply_of_session(ticket);
+        }
         let mut pending = Pending::new(owner, frame.len(), now);
         pending.flags = flags;
         let up = &mut self.upstreams[index as usize];

@@ -57,6 +57,10 @@ pub(super) enum Owner {
     Register(u64),
     /// One request of a heartbeat; `last` closes it.
     Beat { is_role: bool, is_last: bool },
+    /// A read that went to a copy.
+    Copy(u32),
+    /// A step in voiding copies.
+    Void { voiding: u32, key: u32 },
     /// A look at the node's replication.
     Replication,
     /// A step of the connection's own set-up.

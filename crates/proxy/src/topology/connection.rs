@@ -9,6 +9,7 @@ use keyheat_resp::reply::{parse, Value};
 use keyheat_resp::{encode, Limits};
 
 use super::{host_of, resolve, text};
+use crate::settings::Settings;
 
 /// What a connection is made of.
 enum Wire {
@@ -33,13 +34,29 @@ impl Wire {
 }
 
 /// A blocking connection with a limit on every step, for the little that control asks.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     stream: Wire,
     buf: Vec<u8>,
     timeout: Duration,
 }
 
 impl Connection {
+    /// A connection to a server, with the account it is to be used with.
+    ///
+    /// Args: `address` as `host:port`.
+    pub fn to(
+        address: &str,
+        settings: &Settings,
+        tls: Option<&tls::Client>,
+        patience: Duration,
+    ) -> Result<Self, String> {
+        let timeout = Duration::from_millis(settings.connect_timeout_ms).min(patience);
+        let mut conn = Self::open(address, timeout, tls)?;
+        let up = &settings.upstream;
+        conn.authenticate(up.username.as_deref(), up.password.as_deref())?;
+        Ok(conn)
+    }
+
     /// Args: `address` as `host:port`.
     pub fn open(
         address: &str,

@@ -136,13 +136,8 @@ impl Watcher {
         }
     }
 
-    /// A connection to a server, with the account it is to be used with.
     pub(super) fn connect(&self, address: &str, patience: Duration) -> Result<Connection, String> {
-        let timeout = Duration::from_millis(self.settings.connect_timeout_ms).min(patience);
-        let mut conn = Connection::open(address, timeout, self.tls.as_deref())?;
-        let up = &self.settings.upstream;
-        conn.authenticate(up.username.as_deref(), up.password.as_deref())?;
-        Ok(conn)
+        Connection::to(address, &self.settings, self.tls.as_deref(), patience)
     }
 
     pub(super) fn look_at(&mut self, address: &str) -> Result<Found, String> {

@@ -16,6 +16,7 @@ mod sentinel;
 use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 
+pub(crate) use connection::Connection;
 pub use look::Watcher;
 
 /// Slots of a Cluster.
@@ -36,7 +37,7 @@ pub struct Node {
 }
 
 /// What the upstream looked like at the last successful look.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Topology {
     /// All nodes ever seen, by id.
     pub nodes: Vec<Node>,

@@ -1,7 +1,7 @@
 """The server's side of copies: short scripts, each on keys of one slot (`_copies_core.py` says why).
 
-Their text is the native module's (`crates/proxy/src/copies/*.lua`): clients and proxies share copies. Every one
-may be run twice, as client libraries do when a reply was lost.
+Their text is the native module's (`crates/proxy/src/copies/*.lua`): clients and proxies share copies. Every
+one may be run twice, as client libraries do when a reply was lost.
 """
 
 from typing import Final

@@ -297,6 +297,18 @@ def test_channels_of_both_kinds_do_not_end_each_other(valkey: str, proxy_factory
     assert b"hi" in wire.reply()
 
 
+def test_what_is_subscribed_to_is_counted_over_all_nodes(before_cluster: Any, wires: Any) -> None:
+    some = [wires(before_cluster.listen) for _ in range(4)]
+    for wire in some:
+        say(wire, "SUBSCRIBE both")
+    asker = wires(before_cluster.listen)
+    assert say(asker, "PUBSUB CHANNELS", "PUBSUB NUMSUB both none", "PUBSUB NUMPAT") == [
+        b"*1\r\n$4\r\nboth\r\n",
+        b"*4\r\n$4\r\nboth\r\n:4\r\n$4\r\nnone\r\n:0\r\n",
+        b":0\r\n",
+    ]
+
+
 # --- 6. Clients of a Cluster.
 
 

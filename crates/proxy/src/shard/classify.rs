@@ -64,6 +64,10 @@ pub(super) enum Merge {
     NotNull,
     /// The least of each (SCRIPT EXISTS).
     Least,
+    /// Arrays are joined, each element once (PUBSUB CHANNELS).
+    Union,
+    /// Names, each with a number that is added (PUBSUB NUMSUB).
+    Counts,
 }
 
 /// Commands that are answered here.
@@ -130,7 +134,10 @@ fn class_of(command: &Command) -> Class {
         "flushall" | "flushdb" => return AllNodes(Merge::AllOk),
         "randomkey" => return AllNodes(Merge::NotNull),
         "script" | "function" => return OneServerOnly,
-        "publish" | "info" | "time" | "command" | "lastsave" | "lolwut" => return AnyNode,
+        "publish" | "info" | "time" | "command" | "lastsave" | "lolwut" | "role" => {
+            return AnyNode;
+        }
+        "save" | "bgsave" | "bgrewriteaof" => return AllNodes(Merge::AllOk),
         "monitor" => return Class::Monitor,
         "wait" | "waitaof" => return Class::Wait,
         "debug" => return Class::Apart,
@@ -169,6 +176,18 @@ fn class_of_subcommand(command: &Command, sub: &str) -> Option<Class> {
         ("config", "get" | "help") | ("acl", "whoami" | "cat" | "genpass" | "help") => {
             Class::AnyNode
         }
+        ("pubsub", "channels" | "shardchannels") => Class::AllNodes(Merge::Union),
+        ("pubsub", "numsub" | "shardnumsub") => Class::AllNodes(Merge::Counts),
+        ("pubsub", "numpat") | ("slowlog", "len") | ("latency", "reset") => {
+            Class::AllNodes(Merge::Sum)
+        }
+        ("slowlog", "get") => Class::AllNodes(Merge::Concat),
+        ("slowlog", "reset")
+        | ("memory", "purge")
+        | ("acl", "setuser" | "deluser" | "load" | "save") => Class::AllNodes(Merge::AllOk),
+        ("acl", "list" | "users" | "getuser" | "dryrun")
+        | ("module", "list")
+        | ("pubsub" | "slowlog" | "latency" | "memory" | "module", "help") => Class::AnyNode,
         ("config", "set" | "resetstat" | "rewrite") => Class::AllNodes(Merge::AllOk),
         _ => return None,
     })

@@ -22,6 +22,8 @@ const SCAN_NODES: u64 = 1024;
 /// A request that was split.
 pub(super) struct Job {
     pub ticket: Ticket,
+    /// The client waits in it.
+    is_wait: bool,
     merge: How,
     waiting: usize,
     parts: Vec<Vec<u8>>,
@@ -213,6 +215,7 @@ impl Shard {
         }
         let job = self.jobs.insert(Job {
             ticket: Ticket { client: id, seq },
+            is_wait: false,
             merge,
             waiting: sends.len(),
             parts: vec![Vec::new(); sends.len()],
@@ -286,6 +289,7 @@ impl Shard {
         let count = indexes.len() * frames.len();
         let job = self.jobs.insert(Job {
             ticket: Ticket { client: id, seq },
+            is_wait: true,
             merge: how,
             waiting: count,
             parts: vec![Vec::new(); count],
@@ -334,8 +338,12 @@ impl Shard {
         }
         let job = self.jobs.remove(job as usize);
         let ticket = job.ticket;
-        let is_wait = matches!(job.merge, How::Copies);
+        let is_wait = job.is_wait;
         let reply = merge(job);
+        if is_wait {
+            // What it wrote (BLPOP …) is voided again with its reply, as a session's is.
+            self.void_written(ticket.client);
+        }
         if let Some(client) = self.client(ticket.client) {
             client.is_blocked &= !is_wait;
         }
@@ -368,6 +376,8 @@ fn merge(job: Job) -> Vec<u8> {
         How::Sizes(nodes) => Some(merge_sizes(*nodes, &job.parts)),
         How::Copies => merge_copies(&job.parts),
         How::Merge(Merge::Concat) => merge_concat(&job.parts),
+        How::Merge(Merge::Union) => merge_union(&job.parts),
+        How::Merge(Merge::Counts) => merge_counts(&job.parts),
         How::Merge(Merge::Least) => merge_least(&job.parts),
         How::Merge(Merge::NotNull) => merge_not_null(&job.parts),
         How::Merge(Merge::AllOk | Merge::AnyOk | Merge::Elements) => job.parts.first().cloned(),
@@ -468,6 +478,33 @@ fn array(elements: Vec<&[u8]>) -> Vec<u8> {
         out.extend_from_slice(element);
     }
     out
+}
+
+fn merge_union(parts: &[Vec<u8>]) -> Option<Vec<u8>> {
+    let parts: Vec<Vec<&[u8]>> = parts.iter().map(|p| elements(p)).collect::<Option<_>>()?;
+    let mut seen = hashbrown::HashSet::new();
+    let all = parts.iter().flatten().copied();
+    let once: Vec<&[u8]> = all.filter(|element| seen.insert(*element)).collect();
+    let mut out = Vec::new();
+    encode::array_header(&mut out, once.len());
+    out.extend(once.into_iter().flatten());
+    Some(out)
+}
+
+fn merge_counts(parts: &[Vec<u8>]) -> Option<Vec<u8>> {
+    let parts: Vec<Vec<&[u8]>> = parts.iter().map(|p| elements(p)).collect::<Option<_>>()?;
+    let first = parts.first()?;
+    let mut out = Vec::new();
+    encode::array_header(&mut out, first.len());
+    for (i, name) in first.iter().enumerate() {
+        if i % 2 == 0 {
+            out.extend_from_slice(name);
+            continue;
+        }
+        let counts = parts.iter().map(|p| integer(p.get(i)?));
+        encode::integer(&mut out, counts.collect::<Option<Vec<i64>>>()?.iter().sum());
+    }
+    Some(out)
 }
 
 fn merge_least(parts: &[Vec<u8>]) -> Option<Vec<u8>> {

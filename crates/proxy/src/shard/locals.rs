@@ -205,6 +205,9 @@ impl Shard {
                 // A server without a password takes any for its default user, if it is named.
                 return Ok(());
             }
+            if names_user {
+                return Err("WRONGPASS invalid username-password pair or user is disabled.");
+            }
             return Err(
                 "ERR AUTH <password> called without any password configured for the default \
                  user. Are you sure your configuration is correct?",

@@ -353,7 +353,14 @@ impl Shard {
                 } else {
                     c.name
                 };
-                let text = format!("ERR wrong number of arguments for '{name}' command");
+                if let Some(flow) = self.ask_about_arity(id, request, sub, class) {
+                    return flow;
+                }
+                let code = match name {
+                    "exec" => "EXECABORT Transaction discarded because of:",
+                    _ => "ERR",
+                };
+                let text = format!("{code} wrong number of arguments for '{name}' command");
                 return self.refuse(id, &text);
             }
         }
@@ -397,6 +404,36 @@ impl Shard {
                 self.mark_client(id);
                 Flow::Next
             }
+        }
+    }
+
+    /// Lets the server say what is wrong with a command's arguments: it may not know the command, or know it
+    /// otherwise. `None` where it cannot be asked.
+    fn ask_about_arity(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        command: &'static Command,
+        class: Class,
+    ) -> Option<Flow> {
+        let is_passed_on = matches!(
+            class,
+            Class::Keyed
+                | Class::Split(_)
+                | Class::AnyNode
+                | Class::OneServerOnly
+                | Class::Blocking
+        );
+        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let client = self.client(id).filter(|_| is_passed_on)?;
+        if client.has_waiting_fill() || client.subscriptions > 0 || client.listening.is_some() {
+            return None;
+        }
+        match client.transaction {
+            Transaction::None => Some(self.any_node(id, request, Some(command))),
+            // It spoils the transaction at the server too.
+            _ if !is_cluster => self.in_session(id, request, Some(command), class),
+            _ => None,
         }
     }
 
@@ -644,7 +681,9 @@ impl Shard {
     ) -> Flow {
         let nodes = self.topology.as_ref().map_or(0, |t| t.primaries.len());
         let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
-        if is_cluster {
+        // Of a subcommand that is not known here the server has something to say, if only that.
+        let is_known = command.is_none_or(|c| c.subcommands.is_empty());
+        if is_cluster && is_known {
             self.stats.refused.add(1);
             let name = String::from_utf8_lossy(request.arg(0)).to_lowercase();
             let text = format!(

@@ -11,8 +11,9 @@
 use keyheat_resp::command::Command;
 use keyheat_resp::{encode, Protocol};
 
-use super::classify::{Class, Local, Session};
+use super::classify::{Class, Local, Merge, Session};
 use super::client::{ClientId, Ticket, Transaction};
+use super::jobs::How;
 use super::serve::{writes, Flow, Request};
 use super::upstream::{Owner, Pending, Role};
 use super::Shard;
@@ -197,7 +198,8 @@ impl Shard {
             }
         }
         let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
-        let is_known = command.is_some();
+        // The server says at once that it does not know a subcommand: it is not to be kept for later.
+        let is_known = command.is_some_and(|c| c.subcommands.is_empty());
         if is_cluster && is_known && wanted.is_none() && self.pinned_node(id).is_none() {
             return self.keep_for_later(id, request.frame);
         }
@@ -380,13 +382,22 @@ impl Shard {
             }
             (_, Some(slot)) => self.owner(slot),
         };
-        let pinned = node.and_then(|node| self.pin(id, node));
-        if let Err(text) = pinned {
-            return self.refuse_upstream(id, &text);
-        }
+        let node = match node {
+            Ok(node) => node,
+            Err(text) => return self.refuse_upstream(id, &text),
+        };
         if writes(command) {
             self.remember_writes(id, request, command);
             self.void_keys(request, command, &keys);
+        }
+        if self.pinned_node(id).is_some_and(|pinned| pinned != node) {
+            // Keys are watched on another node: the wait has a connection of its own.
+            self.note_write_to(id, node);
+            let frames = [request.frame.to_vec()];
+            return self.start_beside(id, How::Merge(Merge::AllOk), &[node], &frames);
+        }
+        if let Err(text) = self.pin(id, node) {
+            return self.refuse_upstream(id, &text);
         }
         if let Some(client) = self.client(id) {
             client.is_blocked = true;

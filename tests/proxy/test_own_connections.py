@@ -309,6 +309,34 @@ def test_what_is_subscribed_to_is_counted_over_all_nodes(before_cluster: Any, wi
     ]
 
 
+def test_keyspace_notifications_of_all_nodes_are_heard(
+    before_cluster: Any, cluster: EmbeddedCluster, wires: Any
+) -> None:
+    for node in cluster.primaries:
+        ask(node.address, "CONFIG", "SET", "notify-keyspace-events", "KEA")
+    wire, other = wires(before_cluster.listen), wires(before_cluster.listen)
+    say(wire, "HELLO 3")
+    say(wire, "PSUBSCRIBE __keyspace@0__:told:*")
+    for i in range(12):
+        # The other primaries confirm nothing: until they have heard of it, it is said again.
+        deadline = time.monotonic() + 5
+        wire.socket.settimeout(0.05)
+        while True:
+            say(other, f"SET told:{i} 1")
+            with contextlib.suppress(TimeoutError):
+                assert b"told:%d\r\n" % i in wire.reply()
+                break
+            assert time.monotonic() < deadline
+    wire.socket.settimeout(5)
+    say(wire, "PSUBSCRIBE news*")
+    time.sleep(0.2)
+    while say(other, "PUBLISH newsflash hi") != [b":0\r\n"] and b"newsflash" not in wire.reply():
+        pass
+    say(wire, "RESET")
+    for node in cluster.primaries:
+        ask(node.address, "CONFIG", "SET", "notify-keyspace-events", "")
+
+
 # --- 6. Clients of a Cluster.
 
 

@@ -345,8 +345,10 @@ impl Client {
             .flatten()
             .collect();
         let own = self.own.take().map(|own| own.connections);
-        let listening = self.listening.take().map(|l| l.connections);
-        all.extend(own.into_iter().chain(listening).flatten().map(|(_, i)| i));
+        let listening = self.listening.take();
+        let (heard, echoes) = listening.map(|l| (l.connections, l.echoes)).unzip();
+        let theirs = own.into_iter().chain(heard).chain(echoes);
+        all.extend(theirs.flatten().map(|(_, index)| index));
         all.append(&mut self.beside);
         all.sort_unstable();
         all.dedup();

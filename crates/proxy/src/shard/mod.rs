@@ -16,6 +16,7 @@
 //! - `greet`: what comes before requests; `serve`: requests in
 //! - `locals`: commands answered here
 //! - `session`: transactions and blocking commands; `subscribe`: subscriptions, `MONITOR`
+//!   (`shard_channels`, `keyspace`: before a Cluster)
 //! - `own`: clients with connections of their own; `wait`: `WAIT`
 //! - `client_command`: what clients ask about clients; `ask`: of all shards; `facade`: one node, to clients
 //!   of a Cluster
@@ -42,6 +43,7 @@ mod forward;
 mod gather;
 mod greet;
 mod jobs;
+mod keyspace;
 mod locals;
 mod own;
 mod redirect;

@@ -295,7 +295,8 @@ impl Shard {
             indexes.extend(own.connections.iter().map(|(_, index)| *index));
         }
         if let Some(listening) = client.listening.as_ref().filter(|l| !l.is_monitor) {
-            indexes.extend(listening.connections.iter().map(|(_, index)| *index));
+            let all = listening.connections.iter().chain(&listening.echoes);
+            indexes.extend(all.map(|(_, index)| *index));
         }
         indexes.sort_unstable();
         indexes.dedup();

@@ -27,6 +27,8 @@ const TRIES_MAX: u8 = 3;
 pub(super) struct Listening {
     /// Nodes, and the connection to each.
     pub connections: Vec<(u32, u32)>,
+    /// Other primaries, of which only notifications are heard.
+    pub echoes: Vec<(u32, u32)>,
     pub is_monitor: bool,
     pub monitors_starting: usize,
     pub monitor_seq: u32,
@@ -136,6 +138,9 @@ impl Shard {
         let Some(listening) = &mut client.listening else {
             return;
         };
+        if listening.echoes.iter().any(|(_, i)| *i == index) {
+            return self.on_echo(id, frame);
+        }
         if listening.is_monitor
             && !listening.channels.values().any(|i| *i == index)
             && frame[0] != b'>'
@@ -316,7 +321,7 @@ impl Shard {
             .into_iter()
             .partition(|(_, index)| is_silent(index));
         listening.connections = heard;
-        let is_over = listening.connections.is_empty();
+        let is_over = listening.connections.is_empty() && listening.echoes.is_empty();
         let silent: Vec<(u32, u32)> = silent;
         for (_, index) in silent {
             self.unpin_and_close(index, "its last shard channel was left");

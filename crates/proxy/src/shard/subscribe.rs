@@ -59,6 +59,13 @@ impl Shard {
             client.is_held = true;
         }
         self.send_unanswered(index, request.frame, true);
+        if is_cluster {
+            if let Err(text) = self.subscribe_elsewhere(id, request) {
+                // In part it would be silently less than what was asked for.
+                self.cut_session(id, u32::MAX);
+                return self.refuse_upstream(id, &text);
+            }
+        }
         Flow::Next
     }
 
@@ -102,6 +109,7 @@ impl Shard {
                 if let Some(index) = client.subscriber.take() {
                     self.unpin_and_close(index, "its last subscription has ended");
                 }
+                self.end_echoes(id);
             }
             return;
         }

@@ -294,13 +294,10 @@ impl Shard {
         client.parser = RequestParser::new(limits_of(client, request_max_bytes));
         let mut mine: Vec<u32> = client.pinned.into_iter().chain(client.subscriber).collect();
         let own = client.own.as_ref().map(|own| &own.connections);
-        let listening = client.listening.as_ref().map(|l| &l.connections);
-        mine.extend(
-            own.into_iter()
-                .chain(listening)
-                .flatten()
-                .map(|(_, index)| *index),
-        );
+        let listening = client.listening.as_ref();
+        let (heard, echoes) = listening.map(|l| (&l.connections, &l.echoes)).unzip();
+        let theirs = own.into_iter().chain(heard).chain(echoes);
+        mine.extend(theirs.flatten().map(|(_, index)| *index));
         self.count_user(before, -1);
         self.count_user(user, 1);
         let words = self.words_of(user);

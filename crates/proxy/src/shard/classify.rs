@@ -178,13 +178,10 @@ fn class_of_subcommand(command: &Command, sub: &str) -> Option<Class> {
         }
         ("pubsub", "channels" | "shardchannels") => Class::AllNodes(Merge::Union),
         ("pubsub", "numsub" | "shardnumsub") => Class::AllNodes(Merge::Counts),
-        ("pubsub", "numpat") | ("slowlog", "len") | ("latency", "reset") => {
-            Class::AllNodes(Merge::Sum)
+        ("pubsub", "numpat") | ("latency", "reset") => Class::AllNodes(Merge::Sum),
+        ("memory", "purge") | ("acl", "setuser" | "deluser" | "load" | "save") => {
+            Class::AllNodes(Merge::AllOk)
         }
-        ("slowlog", "get") => Class::AllNodes(Merge::Concat),
-        ("slowlog", "reset")
-        | ("memory", "purge")
-        | ("acl", "setuser" | "deluser" | "load" | "save") => Class::AllNodes(Merge::AllOk),
         ("acl", "list" | "users" | "getuser" | "dryrun")
         | ("module", "list")
         | ("pubsub" | "slowlog" | "latency" | "memory" | "module", "help") => Class::AnyNode,

@@ -17,6 +17,7 @@
 //! - `locals`: commands answered here
 //! - `session`: transactions and blocking commands; `subscribe`: subscriptions, `MONITOR`
 //!   (`shard_channels`, `keyspace`: before a Cluster)
+//! - `users`: clients as users of the server
 //! - `own`: clients with connections of their own; `wait`: `WAIT`
 //! - `client_command`: what clients ask about clients; `ask`: of all shards; `facade`: one node, to clients
 //!   of a Cluster

@@ -460,7 +460,9 @@ impl Shard {
         if std::mem::take(&mut self.is_blind_told) {
             let _ = self.control.send(ToControl::Tracking(self.index, NO_NODE));
         }
-        if let Some(permit) = self.permits.get_mut(&identity) {
+        // An answer to an earlier question, of a user who had this number before, is nobody's.
+        let permit = self.permits.get_mut(&identity);
+        if let Some(permit) = permit.filter(|p| p.asked_at == Some(sent_at)) {
             permit.asked_at = None;
             permit.said_at = is_allowed.then_some(sent_at);
         }

@@ -46,6 +46,9 @@ class Proxy:
     def log(level: str, text: str) -> None:
         """Write a line of the log: `error`, `warn` or `info`."""
 
+    def feed(self, json: str) -> None:
+        """Say what is hot, as `PUT /api/hot` does; a ValueError says what is wrong with it."""
+
     def set_local_cache(self, on: bool) -> None:
         """Switch the local cache on or off while running."""
 

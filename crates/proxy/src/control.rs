@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use keyheat_core::detect::{Detector, DetectorSettings, ShardReport};
-use keyheat_core::hash::ByHash;
+use keyheat_core::hash::{ByHash, KeyHasher};
 use keyheat_core::hotset::HotSet;
 use keyheat_core::lockmarks::LockMarks;
 use keyheat_core::Nanos;
@@ -22,9 +22,10 @@ use mio::Waker;
 
 use crate::copies::maker::ToMaker;
 use crate::copies::names::{Beside, PREFIX};
+use crate::feed::{Feed, Feeds};
 use crate::hotview::{CopiedKey, HotPlan, HotView};
 use crate::parts;
-use crate::settings::Settings;
+use crate::settings::{HotSetFrom, Settings};
 use crate::shard::{Answer, Hits, PollReply, Question, ShardSettings, Ticket, ToShard};
 use crate::stats::ShardStats;
 use crate::tls::Credentials;
@@ -143,6 +144,9 @@ pub(crate) struct Shared {
     pub cache_on: AtomicBool,
     /// Why nothing is cached from a node, by shard and node.
     pub refusals: Mutex<BTreeMap<(usize, u32), String>>,
+    pub hasher: KeyHasher,
+    /// What is hot by others' word, where that is listened to.
+    pub feeds: Mutex<Feeds>,
     /// Keys that are locks: nothing is done for them.
     pub locks: Arc<LockMarks>,
     pub copies: CopyCounts,
@@ -150,6 +154,19 @@ pub(crate) struct Shared {
     /// Threads that have died of a bug and are not running again yet, by name.
     pub parts_dead: Mutex<BTreeSet<&'static str>>,
     pub started: Instant,
+}
+
+/// Takes what a source says to be hot.
+///
+/// # Errors
+/// The proxy counts by itself, or a sentence about what is wrong with the feed.
+pub(crate) fn feed(shared: &Shared, json: &str) -> Result<(), String> {
+    let settings = shared.settings.load();
+    if settings.hot_set != HotSetFrom::Fed {
+        return Err("hot_set: this proxy counts by itself; 'fed' would have it listen".into());
+    }
+    let feed = Feed::from_json(json, settings.hot_keys_max)?;
+    lock(&shared.feeds).take(feed, clock::now())
 }
 
 pub(crate) struct Control {
@@ -383,7 +400,9 @@ impl Control {
 
     fn poll(&mut self, is_tick: bool) {
         let candidates: Arc<[u64]> = self.detector.candidates().into();
-        if candidates.is_empty() && self.sent_plans.is_empty() && self.copied.is_empty() {
+        let fed = self.fed_set();
+        let is_quiet = candidates.is_empty() && fed.as_ref().is_none_or(|set| set.is_empty());
+        if is_quiet && self.sent_plans.is_empty() && self.copied.is_empty() {
             return;
         }
         let (sender, replies) = channel();
@@ -415,11 +434,23 @@ impl Control {
         }
         self.detector.judge(&reports, clock::now());
         self.last_poll = Instant::now();
-        self.publish(&hits, is_tick);
+        let set = fed.unwrap_or_else(|| self.detector.hot_set());
+        self.publish(set, &hits, is_tick);
     }
 
-    fn publish(&mut self, hits: &ByHash<Hits>, is_tick: bool) {
-        let set = self.detector.hot_set();
+    /// The hot set by others' word, where that is listened to.
+    fn fed_set(&self) -> Option<Arc<HotSet>> {
+        if self.settings.hot_set != HotSetFrom::Fed {
+            return None;
+        }
+        let topology = self.shared.topology.load_full()?;
+        let rules = self.settings.rule_set().unwrap_or_default();
+        let most = self.settings.hot_keys_max;
+        let mut feeds = lock(&self.shared.feeds);
+        Some(feeds.hot_set(&rules, self.shared.hasher, &topology, most, clock::now()))
+    }
+
+    fn publish(&mut self, set: Arc<HotSet>, hits: &ByHash<Hits>, is_tick: bool) {
         let copied = self.copied_now(&set);
         let mut plans = ByHash::default();
         for key in set.iter() {

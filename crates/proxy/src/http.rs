@@ -10,9 +10,9 @@ use std::fmt::Write as _;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{HeaderValue, CONTENT_TYPE};
+use hyper::header::{HeaderValue, AUTHORIZATION, CONTENT_TYPE};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -21,8 +21,13 @@ use tokio::sync::oneshot;
 
 use crate::control::Shared;
 use crate::settings::ReadYourWrites;
+use crate::shard::same;
 use crate::stats::sums;
 use keyheat_net::{clock, lock};
+
+/// The largest feed, and how long it may take to come.
+const FEED_MAX: usize = 8 << 20;
+const FEED_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Serves until `stop` is dropped or fired.
 pub(crate) fn serve(
@@ -44,8 +49,8 @@ pub(crate) fn serve(
                 let shared = Arc::clone(&shared);
                 tokio::spawn(async move {
                     let service = service_fn(move |r| {
-                        let reply = answer(&r, &shared);
-                        async move { Ok::<_, Infallible>(reply) }
+                        let shared = Arc::clone(&shared);
+                        async move { Ok::<_, Infallible>(answer_any(r, &shared).await) }
                     });
                     let _ = hyper::server::conn::http1::Builder::new()
                         .timer(hyper_util::rt::TokioTimer::new())
@@ -61,6 +66,48 @@ pub(crate) fn serve(
         }
         Ok(())
     })
+}
+
+async fn answer_any(request: Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>> {
+    if request.method() == Method::PUT && request.uri().path() == "/api/hot" {
+        return take_feed(request, shared).await;
+    }
+    answer(&request, shared)
+}
+
+/// `PUT /api/hot`: somebody says what is hot.
+async fn take_feed(request: Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>> {
+    let text = |status, text: &str| reply(status, "text/plain", format!("{text}\n"));
+    let settings = shared.settings.load_full();
+    let Some(token) = &settings.feed_token else {
+        return text(
+            StatusCode::FORBIDDEN,
+            "nothing is taken here: feed_token_file is not set",
+        );
+    };
+    let shown = request.headers().get(AUTHORIZATION);
+    let shown = shown.and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    if !shown.is_some_and(|shown| same(shown, token.as_bytes())) {
+        return text(
+            StatusCode::UNAUTHORIZED,
+            "the token is not the one expected",
+        );
+    }
+    let body = Limited::new(request.into_body(), FEED_MAX).collect();
+    let Ok(Ok(body)) = tokio::time::timeout(FEED_TIMEOUT, body).await else {
+        return text(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "the feed is larger than 8 MiB, or did not come in 10 s",
+        );
+    };
+    let body = body.to_bytes();
+    let fed = std::str::from_utf8(&body)
+        .map_err(|e| e.to_string())
+        .and_then(|json| crate::control::feed(shared, json));
+    match fed {
+        Ok(()) => text(StatusCode::OK, "taken"),
+        Err(why) => text(StatusCode::BAD_REQUEST, &why),
+    }
 }
 
 fn answer(request: &Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>> {
@@ -170,7 +217,7 @@ pub(crate) fn hot(shared: &Shared) -> Value {
                 "key": shown,
                 "key_base64": base64,
                 "node": node,
-                "reads_per_s": round(k.heat.reads_per_s),
+                "reads_per_s": known(k.heat.reads_per_s),
                 "writes_per_s": round(k.heat.writes_per_s),
                 "bytes_per_s": round(k.heat.bytes_per_s),
                 "share": k.heat.share,
@@ -214,6 +261,11 @@ fn cache_state(shared: &Shared) -> Value {
         Some(distinct.into_iter().collect::<Vec<_>>().join("; "))
     };
     json!({ "on": reason.is_none(), "reason": reason })
+}
+
+/// A rate as it is shown: null where nobody has said it.
+fn known(per_s: f64) -> Option<f64> {
+    (per_s < f64::MAX).then(|| round(per_s))
 }
 
 fn round(x: f64) -> f64 {

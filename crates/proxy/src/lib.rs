@@ -23,6 +23,7 @@
 
 mod control;
 pub mod copies;
+pub mod feed;
 mod headed;
 pub mod hotview;
 mod http;
@@ -104,6 +105,7 @@ impl Proxy {
         let stats: Vec<_> = (0..count)
             .map(|_| Arc::new(ShardStats::default()))
             .collect();
+        let hasher = KeyHasher::new(seed());
         let shared = Arc::new(Shared {
             settings: ArcSwap::new(Arc::clone(&settings)),
             credentials,
@@ -113,6 +115,8 @@ impl Proxy {
             topology_error: Mutex::new("not looked at yet".into()),
             cache_on: AtomicBool::new(settings.local_cache),
             refusals: Mutex::default(),
+            hasher,
+            feeds: Mutex::default(),
             locks: Arc::default(),
             copies: Default::default(),
             shards_dead: AtomicUsize::new(0),
@@ -123,7 +127,6 @@ impl Proxy {
         let epochs = Arc::new(WriteEpochs::default());
         let own_writes: Arc<[WriteTimes]> = (0..count).map(|_| WriteTimes::default()).collect();
         let next_client_id = Arc::new(AtomicU64::new(1));
-        let hasher = KeyHasher::new(seed());
         let mut threads = Vec::new();
         let mut shards = Vec::new();
         for (index, stats) in stats.into_iter().enumerate() {
@@ -242,6 +245,14 @@ impl Proxy {
     /// Switches local answers on or off, while running.
     pub fn set_local_cache(&self, on: bool) {
         let _ = self.control.send(ToControl::LocalCache(on));
+    }
+
+    /// Is told what is hot; see [`feed`].
+    ///
+    /// # Errors
+    /// The proxy counts by itself, or a sentence about what is wrong with the feed.
+    pub fn feed(&self, json: &str) -> Result<(), String> {
+        control::feed(&self.shared, json)
     }
 
     /// Stops accepting, and lets each client go once all it has asked is answered. True if that

@@ -34,11 +34,11 @@ fn merge(old: &Settings, new: Settings) -> (Settings, Vec<&'static str>) {
         client_idle_timeout_s client_output_max_bytes request_max_bytes
         connect_timeout_ms upstream_timeout_ms
         copies copies_max copies_max_staleness_ms copies_clock_skew_ms copies_value_max_bytes copies_keys_max
-        read_from read_your_writes replica_lag_max_ms
+        replica_reads read_from read_your_writes replica_lag_max_ms
         log log_format;
         stay:
         auth announce listen reuse_port tls_listen proxy_protocol proxy_protocol_trusted unix_socket unix_socket_mode http upstream shards
-        max_staleness_ms cache_bytes cache_value_max_bytes counting
+        max_staleness_ms cache_bytes cache_value_max_bytes counting hot_set feed_token
     )
 }
 

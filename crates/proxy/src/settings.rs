@@ -58,6 +58,10 @@ pub struct Settings {
     pub cache_value_max_bytes: usize,
     /// Whether accesses are counted; without, nothing is ever found hot.
     pub counting: bool,
+    /// Who says what is hot.
+    pub hot_set: HotSetFrom,
+    /// What `PUT /api/hot` must show; without, none is taken.
+    pub feed_token: Option<String>,
     /// Whether a key that is set only if it is not there (`SET … NX`) is taken for a lock, and left alone.
     pub nx_is_lock: bool,
     /// The rules; the documented defaults if absent.
@@ -83,6 +87,8 @@ pub struct Settings {
     /// How long what was sent upstream may go unacknowledged before the connection is given up, in
     /// milliseconds (Linux; elsewhere the system's own limit holds).
     pub upstream_timeout_ms: u64,
+    /// Whether any read goes to a replica, whatever `read_from` and plans say.
+    pub replica_reads: bool,
     /// Where reads go.
     pub read_from: ReadFrom,
     /// Whose writes a read from a replica must see.
@@ -158,6 +164,16 @@ pub enum Verify {
     Ca,
     /// Nothing.
     None,
+}
+
+/// Who says what is hot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HotSetFrom {
+    /// The proxy, by what goes through it.
+    Counted,
+    /// Others; the proxy does not count.
+    Fed,
 }
 
 /// Where reads go. Writes, and all that belongs to a transaction or a watch, go to primaries.
@@ -256,6 +272,8 @@ impl Default for Settings {
             cache_bytes: 64 << 20,
             cache_value_max_bytes: 1 << 20,
             counting: true,
+            hot_set: HotSetFrom::Counted,
+            feed_token: None,
             nx_is_lock: true,
             rules: None,
             window_ms: 1_000,
@@ -268,6 +286,7 @@ impl Default for Settings {
             request_max_bytes: 1 << 30,
             connect_timeout_ms: 1_000,
             upstream_timeout_ms: 30_000,
+            replica_reads: true,
             read_from: ReadFrom::Primary,
             read_your_writes: ReadYourWrites::Connection,
             replica_lag_max_ms: 1_000,
@@ -445,7 +464,8 @@ impl Settings {
     #[must_use]
     pub fn reads_replicas(&self) -> bool {
         let has_plan = |set: RuleSet| set.rules().iter().any(|rule| rule.plan.replica_reads);
-        self.read_from != ReadFrom::Primary || self.rule_set().is_ok_and(has_plan)
+        let is_wanted = self.read_from != ReadFrom::Primary || self.rule_set().is_ok_and(has_plan);
+        self.replica_reads && is_wanted
     }
 
     /// How a shard counts: with a table as large as the rules ask for.
@@ -472,11 +492,18 @@ impl Settings {
         Duration::from_millis(self.upstream_timeout_ms)
     }
 
+    /// Whether the proxy counts accesses.
+    #[must_use]
+    pub fn counts(&self) -> bool {
+        self.counting && self.hot_set == HotSetFrom::Counted
+    }
+
     /// Whether the settings allow local answers at all.
     #[must_use]
     pub fn may_cache(&self) -> bool {
         let is_too_strict = self.read_your_writes == ReadYourWrites::Global;
-        self.max_staleness_ms > 0 && self.counting && !is_too_strict
+        let is_known = self.counting || self.hot_set == HotSetFrom::Fed;
+        self.max_staleness_ms > 0 && is_known && !is_too_strict
     }
 }
 

@@ -96,6 +96,11 @@ impl Proxy {
         }
     }
 
+    /// Is told what is hot.
+    fn feed(&self, json: &str) -> PyResult<()> {
+        self.with(|p| p.feed(json))?.map_err(PyValueError::new_err)
+    }
+
     fn set_local_cache(&self, on: bool) -> PyResult<()> {
         self.with(|p| p.set_local_cache(on))
     }

@@ -38,6 +38,7 @@ FLAGS: Final[dict[str, tuple[str, str]]] = {
     "sentinel_password_file": ("FILE", "A file that holds its password."),
     "connect_timeout_ms": ("MS", "How long connecting to a node may take."),
     "upstream_timeout_ms": ("MS", "How long what was sent to a node may go unacknowledged."),
+    "replica_reads": ("", "Read from replicas where read_from or a plan says so."),
     "read_from": ("WHERE", "primary, prefer-replica, replica or hot-only."),
     "read_your_writes": (
         "WHOSE",
@@ -52,6 +53,8 @@ FLAGS: Final[dict[str, tuple[str, str]]] = {
     "copies_keys_max": ("N", "Keys copied at a time."),
     "rules_file": ("FILE", "Rules in TOML; without it, documented defaults."),
     "counting": ("", "Count accesses; without, no key is ever hot."),
+    "hot_set": ("WHO", "Who says what is hot: counted by the proxy, or fed by others."),
+    "feed_token_file": ("FILE", "A file with the token that PUT /api/hot must show."),
     "window_ms": ("MS", "The sliding window of the counts."),
     "hot_keys_max": ("N", "Keys in the hot set at most."),
     "local_cache": ("", "Answer hot keys locally."),

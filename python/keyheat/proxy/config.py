@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from keyheat.detect.rules import RulesFile, explain, load_rules
 from keyheat.errors import ConfigError
+from keyheat.proxy.secret_files import read_secret
 from keyheat.proxy.settings import ProxySettings
 
 
@@ -116,26 +117,12 @@ def _with_account(settings: ProxySettings) -> ProxySettings:
     if path is not None:
         if url.password is not None:
             raise ConfigError("upstream_password_file: the URL of upstream has a password already")
-        url = replace(url, password=_secret(path, "upstream_password_file"))
+        url = replace(url, password=read_secret(path, "upstream_password_file"))
     if url.username is not None and url.password is None:
         raise ConfigError("upstream_username: a user needs a password: upstream_password_file names its file")
     if settings.sentinel_password_file is not None:
-        secret = _secret(settings.sentinel_password_file, "sentinel_password_file")
+        secret = read_secret(settings.sentinel_password_file, "sentinel_password_file")
         url = replace(url, sentinel_username=settings.sentinel_username, sentinel_password=secret)
     elif settings.sentinel_username is not None:
         raise ConfigError("sentinel_username: a user needs a password: sentinel_password_file names its file")
     return settings.model_copy(update={"upstream": url})
-
-
-def _secret(path: Path, key: str) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{key}: {path} is not UTF-8") from error
-    # Editors and `echo` end a file with a newline, which no password has.
-    secret = text.rstrip("\r\n")
-    if not secret:
-        raise ConfigError(f"{key}: {path} is empty; accepted: the password alone")
-    return secret

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from keyheat.detect.rules import Rule
 from keyheat.errors import ConfigError
+from keyheat.proxy.secret_files import read_secret
 from keyheat.proxy.url import UpstreamUrl, parse_address, parse_url
 
 # A heartbeat several times within the bound must still be possible.
@@ -121,6 +122,7 @@ class ProxySettings(BaseModel):
     upstream_timeout_ms: Annotated[int, Field(ge=1_000, le=600_000)] = 30_000
 
     # Where reads go.
+    replica_reads: bool = True
     read_from: Literal["primary", "prefer-replica", "replica", "hot-only"] = "primary"
     read_your_writes: Literal["none", "connection", "proxy", "global"] = "connection"
     replica_lag_max_ms: Annotated[int, Field(ge=0, le=600_000), AfterValidator(_is_lag)] = 1_000
@@ -137,6 +139,8 @@ class ProxySettings(BaseModel):
     rules_file: _File = None
     rules: list[Rule] | None = None
     counting: bool = True
+    hot_set: Literal["counted", "fed"] = "counted"
+    feed_token_file: _File = None
     window_ms: Annotated[int, Field(ge=100, le=600_000)] = 1_000
     hot_keys_max: _Count = 1_000
     local_cache: bool = True
@@ -166,6 +170,8 @@ class ProxySettings(BaseModel):
         upstream = upstream_json(self.upstream or UpstreamUrl(("127.0.0.1:6379",)))
         if self.upstream is not None and self.upstream.is_tls:
             upstream["tls"] = self._upstream_tls()
+        if self.feed_token_file is not None:
+            whole["feed_token"] = read_secret(self.feed_token_file, "feed_token_file")
         rules = None if self.rules is None else [rule.to_json() for rule in self.rules]
         return whole | {"listen": self.listen, "http": self.http, "rules": rules, "upstream": upstream}
 
@@ -200,6 +206,7 @@ _OURS: Final = frozenset(
         "sentinel_username",
         "sentinel_password_file",
         "drain_timeout_s",
+        "feed_token_file",
     }
 )
 

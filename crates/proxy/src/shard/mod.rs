@@ -95,6 +95,7 @@ pub(crate) use forward::keep_alive;
 use gather::Gather;
 use jobs::Job;
 use keyheat_net::clock::{self, MS, SEC};
+pub(crate) use locals::same;
 use upstream::Upstream;
 
 /// Bytes read from a socket at once.
@@ -360,7 +361,7 @@ impl Shard {
             parked: Vec::new(),
             classes: classify::Classes::new(),
             hasher: parts.hasher,
-            counts: s.counting,
+            counts: s.counts(),
             window,
             nominator: parts.nominator,
             nominated: ByHash::default(),

@@ -5,7 +5,7 @@
 #   make test    Rust and Python tests
 #
 # Variables: PYTHON (python3), ARGS (passed on to demo, pytest and the proxy bench), SMALL=1 (bench of a minute),
-# CARGO_TARGET_DIR (target).
+# CARGO_TARGET_DIR (target), JOBS=2 (tests at a time).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -15,6 +15,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 ARGS ?=
 SMALL ?=
+# Tests at a time: most of their time they wait for servers.
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 export CARGO_TARGET_DIR ?= target
@@ -64,13 +66,13 @@ example: $(VENV)/.native ## a shop with a flash sale, without and with the prote
 
 test: $(VENV)/.native ## all tests, Rust then Python
 	cargo test --locked
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-rust: $(VENV)/.tools ## Rust tests only
 	cargo test --locked
 
 test-python: $(VENV)/.native ## Python tests only (ARGS="-k demo")
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 compat: $(VENV)/.native ## redis-py's own tests with every client protected (most of an hour)
 	@for mode in sync asyncio cluster asyncio-cluster; do $(BIN)/python -m tests.compat.redis_py_suite --mode $$mode --wrap $(ARGS) || exit 1; done

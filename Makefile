@@ -29,7 +29,7 @@ FUZZ_SECONDS ?= 60
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates -type f -not -path '*/target/*' -not -path '*/tests/*' -not -name '*.md')
 BENCH_ARGS := $(if $(SMALL),--small) $(ARGS)
 
-.PHONY: help setup demo example test test-rust test-python compat consistency lint format bench fuzz clean
+.PHONY: help setup demo example test test-rust test-python compat consistency soak lint format bench fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -79,6 +79,9 @@ compat: $(VENV)/.native ## redis-py's own tests with every client protected (mos
 
 consistency: $(VENV)/.native ## the protected client under random faults for ten minutes
 	@$(BIN)/python -m tests.client.consistency $(ARGS)
+
+soak: $(VENV)/.native ## the proxy under failing servers and networks for ten minutes (ARGS="--seconds 60 --only cluster")
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 lint: $(VENV)/.tools ## formatting, types, clippy and import arrows
 	$(BIN)/ruff check

@@ -14,7 +14,9 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -25,8 +27,8 @@ from keyheat.server.rundir import RunDir
 from proxy_bench import install, report
 from proxy_bench.install import Program
 from proxy_bench.measure import Bench, Patience, Sample, WrongWorkError
-from proxy_bench.peers import KEYHEAT, STARTERS, Peer, PeerError, start_keyheat
-from proxy_bench.plan import ORDER, REQUESTS, TARGETS, Case, size_name
+from proxy_bench.peers import KEYHEAT, STARTERS, Peer, PeerError, start_bare, start_keyheat
+from proxy_bench.plan import BARE, ORDER, REQUESTS, TARGETS, Case, size_name
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "benches" / "results"
@@ -35,6 +37,7 @@ PAIRS_SMALL: Final = 4
 # Rounds of what no target is about.
 ROUNDS_BESIDE: Final = 4
 SMALL_DIVISOR: Final = 4
+SMALL_BYTES: Final = 64
 # How long a run waits in all for others to leave the machine alone.
 PATIENCE_S: Final = 420.0
 PATIENCE_SMALL_S: Final = 15.0
@@ -114,10 +117,9 @@ def _cases(options: argparse.Namespace) -> dict[Case, Effort]:
     """Every case with what is spent on it, in the order of a round."""
     pairs = options.pairs or (PAIRS_SMALL if options.small else PAIRS)
     targeted = {case for target in TARGETS for case in target.cases()}
-    small = {(case.value_bytes, case.pipeline) for case in targeted}
     cases: dict[Case, Effort] = {}
     for (size, pipeline), requests in REQUESTS.items():
-        if options.small and (size, pipeline) not in small:
+        if options.small and size != SMALL_BYTES:
             continue
         each = requests // SMALL_DIVISOR if options.small else requests
         for workload, order in ORDER.items():
@@ -139,15 +141,20 @@ def _start_peers(
     """The proxies that can be had; what does not start is named in `missing`."""
     folder = stack.enter_context(RunDir()).path
     peers: dict[str, Peer] = {}
+    makers: dict[str, Callable[[], Peer]] = {BARE: lambda: start_bare(ROOT / "target", folder)}
     for name, (program, start) in STARTERS.items():
-        if name in wanted and program in programs:
-            try:
-                peers[name] = start(programs[program], server.port, folder)
-            except PeerError as error:
-                print(error, file=sys.stderr)
-                missing.append(str(error))
-            else:
-                stack.callback(peers[name].close)
+        if program in programs:
+            makers[name] = partial(start, programs[program], server.port, folder)
+    for name, make in makers.items():
+        if name not in wanted:
+            continue
+        try:
+            peers[name] = make()
+        except PeerError as error:
+            print(error, file=sys.stderr)
+            missing.append(str(error))
+        else:
+            stack.callback(peers[name].close)
     for name in KEYHEAT:
         if name in wanted:
             peers[name] = start_keyheat(name, server.port, folder)

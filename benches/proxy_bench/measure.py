@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from keyheat.server.embedded import HOST, EmbeddedServer
 from proxy_bench.install import Program
-from proxy_bench.peers import Peer, read
+from proxy_bench.peers import Peer, read, store
 from proxy_bench.plan import CLIENTS, HOT_KEY, LOCAL_SHARE_MIN, UNIFORM_KEYS, Case
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ class Bench:
             WrongWorkError: A request was not answered with its value, or not by whom it should be.
         """
         port = peer.port if peer else self._server.port
+        if case.is_bare:
+            store(port, HOT_KEY, b"x" * case.value_bytes)
         self._check_value(case, port)
         self._warm_up(case, peer, requests // 3)
         before, own_before = self._counters(), peer.counters() if peer else {}
@@ -176,6 +178,9 @@ class Bench:
         if case.is_cached:
             if share is None or share < LOCAL_SHARE_MIN or forwarded > 1 - LOCAL_SHARE_MIN:
                 raise WrongWorkError(f"{case}: local share {share}, and {forwarded:.1%} reached the server")
+        elif case.is_bare:
+            if forwarded:
+                raise WrongWorkError(f"{case}: {forwarded:.1%} reached the server, which it does not know")
         elif share or not 1.0 <= forwarded < 1.01:
             raise WrongWorkError(f"{case}: {forwarded:.1%} reached the server, local share {share}")
 

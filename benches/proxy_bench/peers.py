@@ -17,7 +17,9 @@ from typing import Final
 
 from keyheat.server import child
 from keyheat.server.embedded import HOST, free_ports
+from proxy_bench.compiled import compile_c
 from proxy_bench.install import Program
+from proxy_bench.plan import BARE
 
 _START_TIMEOUT_S: Final = 20.0
 _POLL_S: Final = 0.02
@@ -164,6 +166,18 @@ def start_envoy(program: Program, server_port: int, folder: Path) -> Peer:
     return _start("envoy", server_port, folder, _ENVOY, lambda config: [program.path, "-c", config, *options])
 
 
+def start_bare(target: Path, folder: Path) -> Peer:
+    """The bare server of `bare.c`, compiled here."""
+    port, log = free_ports(1)[0], folder / "bare.log"
+    try:
+        program = compile_c("bare", target)
+    except OSError as error:
+        raise PeerError(str(error)) from error
+    with log.open("wb") as out:
+        process = child.spawn([str(program), str(port)], cwd=str(folder), log=out)
+    return _answering(Peer(BARE, port, process), log)
+
+
 STARTERS: Final[dict[str, tuple[str, Callable[[Program, int, Path], Peer]]]] = {
     "twemproxy": ("nutcracker", start_twemproxy),
     "haproxy": ("haproxy", start_haproxy),
@@ -194,6 +208,19 @@ def _answering(peer: Peer, log: Path) -> Peer:
             time.sleep(_POLL_S)
     peer.close()
     raise PeerError(f"{peer.name} did not start: {_last_words(log)}")
+
+
+def store(port: int, key: str, value: bytes) -> None:
+    """SET a key over a fresh connection.
+
+    Raises:
+        OSError: There was no connection, or the answer was not OK.
+    """
+    with socket.create_connection((HOST, port), timeout=5.0) as connection:
+        head = f"*3\r\n$3\r\nSET\r\n${len(key)}\r\n{key}\r\n${len(value)}\r\n"
+        connection.sendall(head.encode() + value + b"\r\n")
+        if (answer := connection.recv(64)) != b"+OK\r\n":
+            raise OSError(f"SET was answered with {answer!r}")
 
 
 def read(port: int, key: str) -> bytes | None:

@@ -9,6 +9,9 @@ HOT_KEY: Final = "bench:hot"
 # Share of the requests that a cached run must find in the proxy's memory to count as one.
 LOCAL_SHARE_MIN: Final = 0.99
 
+# A server in C that does nothing but answer: what the others are above it.
+BARE: Final = "bare epoll server"
+
 # Neighbours in these lists are measured one right after the other (the order turns round every
 # round), so what is put into one ratio stands side by side.
 ORDER: Final[dict[str, list[str]]] = {
@@ -20,6 +23,7 @@ ORDER: Final[dict[str, list[str]]] = {
         "keyheat, 1 shard",
         "keyheat",
         "server",
+        BARE,
     ],
     "uniform": [
         "server",
@@ -62,6 +66,11 @@ class Case:
         """Whether the proxy must answer this from its memory."""
         return self.workload == "hot" and self.peer in {"keyheat", "keyheat, 1 shard"}
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is answered by a server that is not the benchmark's."""
+        return self.peer == BARE
+
 
 @dataclass(frozen=True)
 class Target:
@@ -84,10 +93,17 @@ class Target:
 
 
 TARGETS: Final = [
-    Target("hot GET answered locally / the server's own", "hot", "keyheat", "server", 1, 1.2),
-    Target("hot GET answered locally / the server's own", "hot", "keyheat", "server", 16, 0.8),
-    Target("forwarded GET / twemproxy", "uniform", "keyheat", "twemproxy", 1, 1.0),
-    Target("forwarded GET / twemproxy", "uniform", "keyheat", "twemproxy", 16, 1.0),
+    Target("hot GET answered locally / the server's own", "hot", "keyheat", "server", 1, 1.0),
+    Target("hot GET answered locally / the server's own", "hot", "keyheat", "server", 16, 0.65),
+    # No target: what is left to gain.
+    Target("hot GET answered locally / bare epoll server", "hot", "keyheat", BARE, 1, None),
+    Target("hot GET answered locally / bare epoll server", "hot", "keyheat", BARE, 16, None),
+    Target("forwarded GET / twemproxy", "uniform", "keyheat", "twemproxy", 1, 0.93),
+    Target("forwarded GET / twemproxy", "uniform", "keyheat", "twemproxy", 16, 0.45),
+    Target("forwarded GET / twemproxy", "uniform", "keyheat", "twemproxy", 1, 0.8, 16_384),
+    Target("forwarded GET / twemproxy", "uniform", "keyheat", "twemproxy", 16, 0.8, 16_384),
+    Target("forwarded GET / Envoy", "uniform", "keyheat", "envoy", 1, 0.5),
+    Target("forwarded GET / Envoy", "uniform", "keyheat", "envoy", 16, 0.5),
     Target("counting on / off, forwarded", "uniform", "keyheat", "keyheat, counting off", 1, 1.05),
     Target("counting on / off, forwarded", "uniform", "keyheat", "keyheat, counting off", 16, 1.05),
     # No target: which number of shards is the cheaper one.

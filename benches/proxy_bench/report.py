@@ -85,16 +85,17 @@ def ratios(samples: Samples) -> list[Ratio]:
 def ratio_table(found: Sequence[Ratio]) -> list[str]:
     """The targets as Markdown."""
     lines = [
-        "| CPU per request, 64 B | pipeline | median | its 95 % interval | 10 % to 90 % of pairs | pairs "
+        "| CPU per request | values | pipeline | median | its 95 % interval | 10 % to 90 % of pairs | pairs "
         "| target | |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for each in found:
         target = each.target
         low, high = each.interval()
         bound = "" if target.bound is None else f"≤ {target.bound:.2f}"
         lines.append(
-            f"| {target.title} | {target.pipeline} | {each.median:.3f} | {low:.3f} to {high:.3f} "
+            f"| {target.title} | {size_name(target.value_bytes)} | {target.pipeline} "
+            f"| {each.median:.3f} | {low:.3f} to {high:.3f} "
             f"| {each.quantile(0.1):.3f} to {each.quantile(0.9):.3f} | {len(each.ratios)} "
             f"| {bound} | {each.verdict} |"
         )

@@ -18,6 +18,7 @@ class Relay:
         self._lock = threading.Lock()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._tracking: set[socket.socket] = set()
+        self._frozen: set[socket.socket] = set()
         self._may_flow = threading.Event()
         self._may_flow.set()
         self._is_refusing = False
@@ -31,6 +32,12 @@ class Relay:
 
     def freeze_tracking(self) -> None:
         """Carry nothing more, either way, on connections that turned tracking on."""
+        self._may_flow.clear()
+
+    def freeze_open(self) -> None:
+        """Carry nothing more on the connections there are; new ones work."""
+        with self._lock:
+            self._frozen = {each for pair in self._pairs for each in pair}
         self._may_flow.clear()
 
     def thaw(self) -> None:
@@ -82,8 +89,8 @@ class Relay:
                     with self._lock:
                         self._tracking.add(upstream)
                 with self._lock:
-                    is_tracking = upstream in self._tracking
-                if is_tracking:
+                    is_frozen = upstream in self._tracking or upstream in self._frozen
+                if is_frozen:
                     self._may_flow.wait()
                 target.sendall(data)
         except OSError:

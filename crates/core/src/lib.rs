@@ -19,6 +19,7 @@
 //! - [`fence`]: writes seen by this process void what was read before them.
 //! - [`proof`]: how long ago it was certain that no invalidation is missing.
 //! - [`cache`]: the values of hot keys, served only inside that proof.
+//! - [`overload`]: when a node is left alone, and how much it is sent at once.
 
 use std::fmt;
 
@@ -28,6 +29,7 @@ pub mod fence;
 pub mod hash;
 pub mod hotset;
 pub mod lockmarks;
+pub mod overload;
 pub mod proof;
 pub mod rule;
 pub mod summary;

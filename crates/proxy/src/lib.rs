@@ -29,6 +29,7 @@ pub mod hotview;
 mod http;
 mod listen;
 mod listener;
+mod overload_settings;
 mod own_writes;
 mod parts;
 mod proxy_header;

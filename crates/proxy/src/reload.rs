@@ -35,6 +35,9 @@ fn merge(old: &Settings, new: Settings) -> (Settings, Vec<&'static str>) {
         connect_timeout_ms upstream_timeout_ms
         copies copies_max copies_max_staleness_ms copies_clock_skew_ms copies_value_max_bytes copies_keys_max
         replica_reads read_from read_your_writes replica_lag_max_ms
+        breaker breaker_window_ms breaker_calls_min breaker_error_rate breaker_slow_ms breaker_slow_rate
+        breaker_silence_ms breaker_open_ms breaker_open_max_ms breaker_probes_at_once breaker_probes_needed
+        breaker_recovery_ms
         log log_format;
         stay:
         auth announce listen reuse_port tls_listen proxy_protocol proxy_protocol_trusted unix_socket unix_socket_mode http upstream shards

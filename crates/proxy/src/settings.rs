@@ -87,6 +87,30 @@ pub struct Settings {
     /// How long what was sent upstream may go unacknowledged before the connection is given up, in
     /// milliseconds (Linux; elsewhere the system's own limit holds).
     pub upstream_timeout_ms: u64,
+    /// Whether a node that keeps failing is left alone for a while.
+    pub breaker: bool,
+    /// Over which the outcomes of its requests are counted, in milliseconds.
+    pub breaker_window_ms: u64,
+    /// Fewer requests than this within the window never open it, per shard.
+    pub breaker_calls_min: u32,
+    /// Share of failed requests that opens it, 0 to 1.
+    pub breaker_error_rate: f64,
+    /// An answer that takes longer is slow, in milliseconds.
+    pub breaker_slow_ms: u64,
+    /// Share of slow answers that opens it; above 1 they never do.
+    pub breaker_slow_rate: f64,
+    /// A node that is asked and says nothing at all for so long is failing, in milliseconds.
+    pub breaker_silence_ms: u64,
+    /// The first pause, in milliseconds; each further one in a row is twice as long.
+    pub breaker_open_ms: u64,
+    /// The longest pause, in milliseconds.
+    pub breaker_open_max_ms: u64,
+    /// Requests let through at once to find out, per shard.
+    pub breaker_probes_at_once: u32,
+    /// Answers in a row that end it.
+    pub breaker_probes_needed: u32,
+    /// Until all requests pass again, in milliseconds; 0 is at once.
+    pub breaker_recovery_ms: u64,
     /// Whether any read goes to a replica, whatever `read_from` and plans say.
     pub replica_reads: bool,
     /// Where reads go.
@@ -286,6 +310,18 @@ impl Default for Settings {
             request_max_bytes: 1 << 30,
             connect_timeout_ms: 1_000,
             upstream_timeout_ms: 30_000,
+            breaker: true,
+            breaker_window_ms: 10_000,
+            breaker_calls_min: 20,
+            breaker_error_rate: 0.5,
+            breaker_slow_ms: 1_000,
+            breaker_slow_rate: 0.8,
+            breaker_silence_ms: 5_000,
+            breaker_open_ms: 50,
+            breaker_open_max_ms: 2_000,
+            breaker_probes_at_once: 1,
+            breaker_probes_needed: 3,
+            breaker_recovery_ms: 5_000,
             replica_reads: true,
             read_from: ReadFrom::Primary,
             read_your_writes: ReadYourWrites::Connection,
@@ -389,6 +425,7 @@ impl Settings {
         if !(100..=600_000).contains(&self.handshake_timeout_ms) {
             return Err("handshake_timeout_ms: 100 to 600000".into());
         }
+        self.check_overload()?;
         self.check_listeners()?;
         self.unix_socket_mode()?;
         self.rule_set().map(|_| ())

@@ -84,6 +84,7 @@ stats! {
     Counter copies_waited_out "Writes whose reply had to wait until copies had expired."
     Counter redirects "MOVED and ASK answers followed."
     Counter upstream_errors "Requests answered with an error of the proxy because an upstream failed."
+    Counter turned_back "Requests answered with an error at once to protect an upstream."
     Counter refused "Requests refused because they are not supported."
     Counter protocol_errors "Clients cut for breaking the protocol."
     Counter invalidations "Keys invalidated by a push."

@@ -85,6 +85,7 @@ _Words: Final = BeforeValidator(_words)
 _NoneIfEmpty: Final = BeforeValidator(_none)
 _File = Annotated[Path | None, _NoneIfEmpty]
 _Count = Annotated[int, Field(gt=0)]
+_Amount = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class ProxySettings(BaseModel):
@@ -120,6 +121,20 @@ class ProxySettings(BaseModel):
     sentinel_password_file: _File = None
     connect_timeout_ms: _Count = 1_000
     upstream_timeout_ms: Annotated[int, Field(ge=1_000, le=600_000)] = 30_000
+
+    # What is done about a node that fails.
+    breaker: bool = True
+    breaker_window_ms: Annotated[int, Field(ge=100, le=600_000)] = 10_000
+    breaker_calls_min: _Amount = 20
+    breaker_error_rate: Annotated[float, Field(ge=0.001, le=1)] = 0.5
+    breaker_slow_ms: Annotated[int, Field(ge=1, le=600_000)] = 1_000
+    breaker_slow_rate: Annotated[float, Field(ge=0.001)] = 0.8
+    breaker_silence_ms: Annotated[int, Field(ge=200, le=600_000)] = 5_000
+    breaker_open_ms: Annotated[int, Field(ge=1, le=600_000)] = 50
+    breaker_open_max_ms: Annotated[int, Field(ge=1, le=600_000)] = 2_000
+    breaker_probes_at_once: _Amount = 1
+    breaker_probes_needed: _Amount = 3
+    breaker_recovery_ms: Annotated[int, Field(ge=0, le=600_000)] = 5_000
 
     # Where reads go.
     replica_reads: bool = True

@@ -324,7 +324,8 @@ impl Shard {
             return;
         };
         let (node, protocol, db) = (fill.node, fill.protocol, fill.db);
-        let Ok(index) = self.shared(node, protocol, db) else {
+        let opened = self.shared(node, protocol, db);
+        let Ok(index) = opened.and_then(|i| self.check_gate(node, i).map(|()| i)) else {
             return self.abandon(number);
         };
         let now = self.now;
@@ -374,9 +375,10 @@ impl Shard {
             return;
         };
         let (protocol, db) = (client.protocol, client.db);
-        let opened = self
-            .owner(slot::slot(key))
-            .and_then(|node| self.path(ticket.client, node, protocol, db));
+        let opened = self.owner(slot::slot(key)).and_then(|node| {
+            let index = self.path(ticket.client, node, protocol, db)?;
+            self.check_gate(node, index).map(|()| index)
+        });
         match opened {
             Ok(index) => {
                 let mut pending = Pending::new(Owner::Client(ticket), frame.len(), self.now);

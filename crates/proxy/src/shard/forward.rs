@@ -20,8 +20,6 @@ use crate::stream::Stream;
 use crate::topology::{host_of, Topology};
 use keyheat_net::clock::{MS, SEC};
 
-const BACKOFF_MIN: Nanos = 50 * MS;
-const BACKOFF_MAX: Nanos = 2 * SEC;
 /// An upstream that is silent so long is asked whether it is still there.
 const UPSTREAM_KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How long a node may take to answer HELLO, AUTH and the like.
@@ -136,15 +134,7 @@ impl Shard {
         db: u32,
         user: u32,
     ) -> Result<u32, String> {
-        let state = &self.nodes[node as usize];
-        if self.now < state.down_until {
-            return Err(format!(
-                "ERR keyheat: upstream {} cannot be reached: {}; next try in {} ms",
-                self.node_name(node),
-                state.failure,
-                (state.down_until - self.now).div_ceil(MS)
-            ));
-        }
+        self.check_pause(node)?;
         let Some(addr) = self
             .topology
             .as_ref()
@@ -192,7 +182,8 @@ impl Shard {
         Ok(stream)
     }
 
-    fn cannot_open(&self, node: u32, why: &str) -> String {
+    fn cannot_open(&mut self, node: u32, why: &str) -> String {
+        self.on_unreachable(node, why);
         let name = self.node_name(node);
         format!("ERR keyheat: upstream {name} cannot be reached: {why}")
     }
@@ -264,12 +255,11 @@ impl Shard {
         let up = &mut self.upstreams[index as usize];
         up.stage = Stage::Ready;
         let (node, role) = (up.node, up.role);
-        self.nodes[node as usize].backoff = 0;
-        self.nodes[node as usize].down_until = 0;
         if role == Role::Tracking {
             self.on_tracking_ready(index);
         }
         self.mark_upstream(index);
+        self.on_node_answers(node, index);
     }
 
     pub(super) fn flush_upstream(&mut self, index: u32) {
@@ -277,14 +267,21 @@ impl Shard {
             return;
         };
         let end = up.sendable();
+        let mut is_sent = false;
         while up.sent < end {
             match up.stream.write(&up.out[up.sent..end]) {
                 Ok(0) => return self.close_upstream(index, "it takes no more"),
-                Ok(n) => up.sent += n,
+                Ok(n) => {
+                    up.sent += n;
+                    is_sent = true;
+                }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return self.close_upstream(index, &e.to_string()),
             }
+        }
+        if is_sent && up.role == Role::Shared {
+            up.marks.set(up.sent, self.now);
         }
         if up.stream.holds() {
             match up.stream.flush() {
@@ -305,6 +302,7 @@ impl Shard {
         let _ = self.poll.registry().deregister(&mut up.stream);
         self.stats.upstreams.add(-1);
         let name = self.node_name(up.node).to_owned();
+        self.note_loss(&up);
         let state = &mut self.nodes[up.node as usize];
         state.shared.retain(|(_, _, _, i)| *i != index);
         state.readers.retain(|(_, _, _, i)| *i != index);
@@ -324,7 +322,7 @@ impl Shard {
                 self.on_user_refused(up.user);
             }
         } else if up.stage != Stage::Ready && !up.is_dropped {
-            self.back_off(up.node, why);
+            self.on_unreachable(up.node, why);
             self.want_look();
         } else if up.role == Role::Shared {
             tracing::warn!(upstream = %name, waiting = up.pending.len(), "lost a connection: {why}");
@@ -373,21 +371,6 @@ impl Shard {
             let mut error = Vec::new();
             encode::error(&mut error, text);
             self.give(&pending, &error);
-        }
-    }
-
-    /// After a failure, nothing is tried there for a while that doubles, so that a node that is
-    /// down costs one attempt now and then, and every request an answer at once.
-    fn back_off(&mut self, node: u32, why: &str) {
-        let state = &mut self.nodes[node as usize];
-        let is_first = state.backoff == 0;
-        state.backoff = (state.backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX);
-        // Shards spread their attempts.
-        let jitter = (self.now / 1_000 + self.index as u64 * 7919) % (state.backoff / 4).max(1);
-        state.down_until = self.now + state.backoff - jitter;
-        state.failure = why.to_owned();
-        if is_first && self.index == 0 {
-            tracing::warn!(upstream = %self.node_name(node), "cannot be reached: {why}");
         }
     }
 
@@ -494,7 +477,7 @@ impl Shard {
             let state = &self.nodes[node as usize];
             let is_wanted = state.tracking.is_none()
                 && self.now >= state.track_after
-                && self.now >= state.down_until;
+                && !self.is_left_alone(node);
             if !is_wanted {
                 continue;
             }

@@ -202,6 +202,16 @@ impl Shard {
             return Flow::Next;
         };
         let (protocol, db, user) = (client.protocol, client.db, client.user);
+        if client.own.is_none() && !is_beside {
+            // All of it or nothing: no part is sent where another would be turned back.
+            let refused = sends.iter().find_map(|s| self.check_node(s.0).err());
+            if let Some(text) = refused {
+                return self.refuse_upstream(id, &text);
+            }
+        }
+        let Some(client) = self.client(id) else {
+            return Flow::Next;
+        };
         let seq = client.open_slot(sends.iter().map(|s| s.1.len()).sum());
         let is_write = |flags: u8| flags & (Pending::WRITE | Pending::WRITES_ALL) != 0;
         if sends.iter().any(|s| is_write(s.3)) {

@@ -29,6 +29,7 @@
 //! - `count`: accesses counted, keys nominated
 //! - `settings`: settings that change
 //! - `bounds`: clients that are let go
+//! - `guard`: nodes that fail are left alone
 //! - `gather`: how many requests go upstream in one write
 
 mod ask;
@@ -43,6 +44,7 @@ mod fill;
 mod forward;
 mod gather;
 mod greet;
+mod guard;
 mod jobs;
 mod keyspace;
 mod locals;
@@ -81,6 +83,7 @@ use slab::Slab;
 
 use crate::control::ToControl;
 use crate::hotview::HotView;
+use crate::overload_settings::Overload;
 use crate::own_writes::WriteTimes;
 use crate::seldom::Seldom;
 use crate::settings::Settings;
@@ -191,10 +194,9 @@ struct NodeState {
     demoted_at: Option<Nanos>,
     idle: Vec<u32>,
     tracking: Option<u32>,
-    /// Nothing is sent there before this, after a failure.
-    down_until: Nanos,
-    backoff: Nanos,
-    failure: String,
+    /// From so many requests on their way on a shared connection on, a further one is looked at.
+    gate: usize,
+    guard: guard::Guard,
     track_after: Nanos,
     track_backoff: Nanos,
     /// The server does not let us track: it is asked again then, as what is wrong may have been set right.
@@ -224,6 +226,7 @@ pub(crate) struct Shard {
     /// Bytes that one client may leave unread.
     output_max: usize,
     settings: Arc<Settings>,
+    overload: Overload,
     /// How connections upstream are encrypted, where they are.
     tls: Option<Arc<keyheat_net::tls::Client>>,
     poll: Poll,
@@ -335,6 +338,7 @@ impl Shard {
             index: parts.index,
             budget: s.buffers_max_bytes / shards,
             output_max: s.output_max(),
+            overload: Overload::of(s),
             tls: parts.tls,
             poll: parts.poll,
             inbox: parts.inbox,
@@ -736,6 +740,7 @@ impl Shard {
             .tune_check_steps(self.now, |node| nominator.check_steps(node, window));
         self.not_worth.retain(|_, until| *until > self.now);
         self.cut_strangers();
+        self.look_after_nodes();
         self.look_after_upstreams();
         self.look_at_replicas();
         if !self.voidings.is_empty() {

@@ -121,6 +121,7 @@ impl Shard {
             },
             _ => self.shared(node, protocol, db),
         };
+        let opened = opened.and_then(|index| self.check_gate(node, index).map(|()| index));
         match opened {
             Ok(index) => {
                 let now = self.now;

@@ -337,7 +337,7 @@ impl Shard {
         fresh_at != 0
             && fresh_at >= needed
             && (bound == 0 || self.now.saturating_sub(fresh_at) <= bound)
-            && self.now >= state.down_until
+            && !self.is_left_alone(node)
     }
 
     /// Whether a replica did not know the user just now: users are not replicated.
@@ -474,7 +474,7 @@ impl Shard {
     }
 
     /// How most clients will want their connection: what is asked goes on one that is there anyway.
-    fn usual(&self) -> (Protocol, u32) {
+    pub(super) fn usual(&self) -> (Protocol, u32) {
         let has_resp3 = self.topology.as_ref().is_some_and(|t| t.server.has_resp3);
         let protocol = if has_resp3 {
             Protocol::Resp3

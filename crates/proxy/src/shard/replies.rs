@@ -62,7 +62,12 @@ impl Shard {
                 Ok(n) => {
                     self.now = clock::now();
                     let has_more = up.stream.may_have_more(n, scratch.len());
+                    let waited = match up.stage {
+                        Stage::Ready => up.pending.len(),
+                        _ => 0,
+                    };
                     let is_ok = self.take_replies(index, &scratch[..n]);
+                    self.note_read(index, waited);
                     if !is_ok || (!has_more && !to_the_end) {
                         break;
                     }
@@ -240,6 +245,7 @@ impl Shard {
         }
         let request = up.out.get(range).unwrap_or_default().to_vec();
         if is_error {
+            self.note_failure(node, frame);
             if role == Role::Reader {
                 let is_moved = frame.starts_with(b"-MOVED");
                 if is_moved {

@@ -593,6 +593,7 @@ impl Shard {
         let opened = if client.own.is_none() {
             let user = client.user;
             self.shared_as(node, protocol, db, user)
+                .and_then(|index| self.check_gate(node, index).map(|()| index))
         } else {
             self.own_connection(id, node)
         };

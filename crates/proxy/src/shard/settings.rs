@@ -8,6 +8,7 @@ use keyheat_resp::request::RequestParser;
 
 use super::serve::limits_of;
 use super::{Shard, ShardSettings};
+use crate::overload_settings::Overload;
 use crate::settings::Settings;
 
 impl Shard {
@@ -15,6 +16,7 @@ impl Shard {
     pub(super) fn on_settings(&mut self, new: ShardSettings) {
         let ShardSettings { settings, tls } = new;
         self.tls = tls;
+        self.overload = Overload::of(&settings);
         self.budget = settings.buffers_max_bytes / settings.shard_count().max(1);
         for (_, client) in &mut self.clients {
             if client.input.is_empty() {

@@ -12,6 +12,7 @@ use keyheat_resp::reply::ReplyScanner;
 use keyheat_resp::{encode, Protocol};
 
 use super::client::{ClientId, Ticket};
+use super::guard::Marks;
 use crate::stream::Stream;
 
 /// What a connection is for.
@@ -175,6 +176,9 @@ pub(super) struct Upstream {
     pub streamed: u64,
     pub is_dirty: bool,
     pub opened_at: Nanos,
+    /// When something was last read from it.
+    pub heard_at: Nanos,
+    pub marks: Marks,
     /// A beat is under way and every reply of it was good so far.
     pub is_beat_good: bool,
     pub beats_in_flight: u32,
@@ -208,6 +212,8 @@ impl Upstream {
             streamed: 0,
             is_dirty: false,
             opened_at: now,
+            heard_at: now,
+            marks: Marks::default(),
             is_beat_good: false,
             beats_in_flight: 0,
             server_id: 0,
@@ -265,6 +271,7 @@ impl Upstream {
         } else if self.acked > 256 * 1024 && self.acked > self.out.len() / 2 {
             self.out.drain(..self.acked);
             self.sent -= self.acked;
+            self.marks.shift(self.acked);
             self.setup_end = self.setup_end.saturating_sub(self.acked);
             self.acked = 0;
         }

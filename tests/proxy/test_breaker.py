@@ -133,7 +133,7 @@ def test_errors_of_commands_open_nothing(valkey: str, proxy_factory: Any, eventu
 def test_a_node_that_is_slow_throughout_is_left_alone(
     own_server: EmbeddedServer, proxy_factory: Any, eventually: Eventually
 ) -> None:
-    proxy = proxy_factory(own_server.address, shards=1, breaker_slow_ms=20, breaker_calls_min=4)
+    proxy = proxy_factory(own_server.address, shards=1, breaker_slow_ms=5, breaker_calls_min=4)
     eventually(lambda: is_up(proxy))
     with connect(proxy) as s:
         text = eventually(lambda: found(ask(s, burn(0.05)), b"-ERR keyheat: upstream "))
@@ -144,7 +144,7 @@ def test_a_node_that_is_slow_throughout_is_left_alone(
 def test_one_slow_script_turns_nobody_back(
     own_server: EmbeddedServer, proxy_factory: Any, eventually: Eventually
 ) -> None:
-    proxy = proxy_factory(own_server.address, shards=1, breaker_slow_ms=300)
+    proxy = proxy_factory(own_server.address, shards=1, breaker_slow_ms=100)
     eventually(lambda: is_up(proxy))
     answers: list[bytes] = []
     stop = threading.Event()
@@ -158,7 +158,7 @@ def test_one_slow_script_turns_nobody_back(
     for each in threads:
         each.start()
     with connect(proxy) as s:
-        assert ask(s, burn(1)) == b":1\r\n"
+        assert ask(s, burn(2)) == b":1\r\n"
     time.sleep(0.3)
     stop.set()
     for each in threads:

@@ -2,7 +2,7 @@
 
 use keyheat_core::overload::breaker::BreakerSettings;
 use keyheat_core::Nanos;
-use keyheat_net::clock::MS;
+use keyheat_net::clock::{MS, SEC};
 
 use crate::settings::Settings;
 
@@ -14,6 +14,12 @@ pub(crate) struct Overload {
     pub breaker: BreakerSettings,
     pub slow: Nanos,
     pub silence: Nanos,
+    /// Whether what is on its way to a node is limited.
+    pub has_congestion: bool,
+    /// The least and the most that is on its way at once.
+    pub limits: (u32, u32),
+    queue_max: usize,
+    pub queue_timeout: Nanos,
 }
 
 impl Overload {
@@ -40,7 +46,23 @@ impl Overload {
             breaker,
             slow: s.breaker_slow_ms * MS,
             silence: s.breaker_silence_ms * MS,
+            has_congestion: s.congestion,
+            limits: (s.congestion_limit_min, s.congestion_limit_max),
+            queue_max: s.congestion_queue_max as usize,
+            queue_timeout: s.congestion_queue_timeout_ms * MS,
         }
+    }
+
+    /// How many may wait in line: all that would be answered in time.
+    ///
+    /// Args: `rate` answers per second of late.
+    pub fn line(&self, limit: usize, rate: f64) -> usize {
+        if limit >= self.limits.1 as usize {
+            // It is not crowded; a burst from idleness must not be judged by what was before.
+            return self.queue_max;
+        }
+        let in_time = rate * self.queue_timeout as f64 / SEC as f64;
+        self.queue_max.min((in_time as usize).max(limit))
     }
 }
 
@@ -57,6 +79,11 @@ impl Settings {
             ("breaker_open_ms", self.breaker_open_ms, 1),
             ("breaker_open_max_ms", self.breaker_open_max_ms, 1),
             ("breaker_recovery_ms", self.breaker_recovery_ms, 0),
+            (
+                "congestion_queue_timeout_ms",
+                self.congestion_queue_timeout_ms,
+                1,
+            ),
         ];
         for (name, value, min) in times {
             if !(min..=600_000).contains(&value) {
@@ -67,11 +94,19 @@ impl Settings {
             ("breaker_calls_min", self.breaker_calls_min),
             ("breaker_probes_at_once", self.breaker_probes_at_once),
             ("breaker_probes_needed", self.breaker_probes_needed),
+            ("congestion_limit_min", self.congestion_limit_min),
+            ("congestion_limit_max", self.congestion_limit_max),
         ];
         for (name, value) in counts {
             if !(1..=1_000_000).contains(&value) {
                 return Err(format!("{name}: 1 to 1000000"));
             }
+        }
+        if self.congestion_queue_max > 1_000_000 {
+            return Err("congestion_queue_max: 0 to 1000000".into());
+        }
+        if self.congestion_limit_max < self.congestion_limit_min {
+            return Err("congestion_limit_max: not below congestion_limit_min".into());
         }
         if self.breaker_open_max_ms < self.breaker_open_ms {
             return Err("breaker_open_max_ms: not below breaker_open_ms".into());
@@ -98,6 +133,8 @@ mod tests {
             (r#"{"breaker_slow_rate":0}"#, "breaker_slow_rate"),
             (r#"{"breaker_window_ms":1}"#, "breaker_window_ms"),
             (r#"{"breaker_calls_min":0}"#, "breaker_calls_min"),
+            (r#"{"congestion_limit_min":5000}"#, "congestion_limit_max"),
+            (r#"{"congestion_queue_timeout_ms":0}"#, "congestion_queue"),
             (r#"{"breaker_open_ms":3000}"#, "breaker_open_max_ms"),
         ] {
             let error = Settings::from_json(text).unwrap_err();

@@ -38,6 +38,7 @@ fn merge(old: &Settings, new: Settings) -> (Settings, Vec<&'static str>) {
         breaker breaker_window_ms breaker_calls_min breaker_error_rate breaker_slow_ms breaker_slow_rate
         breaker_silence_ms breaker_open_ms breaker_open_max_ms breaker_probes_at_once breaker_probes_needed
         breaker_recovery_ms
+        congestion congestion_limit_max congestion_limit_min congestion_queue_max congestion_queue_timeout_ms
         log log_format;
         stay:
         auth announce listen reuse_port tls_listen proxy_protocol proxy_protocol_trusted unix_socket unix_socket_mode http upstream shards

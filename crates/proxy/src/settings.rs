@@ -111,6 +111,16 @@ pub struct Settings {
     pub breaker_probes_needed: u32,
     /// Until all requests pass again, in milliseconds; 0 is at once.
     pub breaker_recovery_ms: u64,
+    /// Whether what is on its way to a node at once is limited.
+    pub congestion: bool,
+    /// The most requests on their way to a node at once, per shard.
+    pub congestion_limit_max: u32,
+    /// The least that the limit falls to, per shard.
+    pub congestion_limit_min: u32,
+    /// Places in line for a node, per shard.
+    pub congestion_queue_max: u32,
+    /// How long a request waits in line, in milliseconds.
+    pub congestion_queue_timeout_ms: u64,
     /// Whether any read goes to a replica, whatever `read_from` and plans say.
     pub replica_reads: bool,
     /// Where reads go.
@@ -322,6 +332,11 @@ impl Default for Settings {
             breaker_probes_at_once: 1,
             breaker_probes_needed: 3,
             breaker_recovery_ms: 5_000,
+            congestion: true,
+            congestion_limit_max: 4_096,
+            congestion_limit_min: 32,
+            congestion_queue_max: 8_192,
+            congestion_queue_timeout_ms: 1_000,
             replica_reads: true,
             read_from: ReadFrom::Primary,
             read_your_writes: ReadYourWrites::Connection,

@@ -50,6 +50,11 @@ FLAGS: Final[dict[str, tuple[str, str]]] = {
     "breaker_probes_at_once": ("N", "Requests let through at once to find out, per thread."),
     "breaker_probes_needed": ("N", "Answers in a row that end it."),
     "breaker_recovery_ms": ("MS", "Until all requests pass again; 0: at once."),
+    "congestion": ("", "Limit what is on its way to a node at once."),
+    "congestion_limit_max": ("N", "The most requests on their way to a node, per thread."),
+    "congestion_limit_min": ("N", "The least that the limit falls to, per thread."),
+    "congestion_queue_max": ("N", "Places in line for a node, per thread."),
+    "congestion_queue_timeout_ms": ("MS", "How long a request waits in line."),
     "replica_reads": ("", "Read from replicas where read_from or a plan says so."),
     "read_from": ("WHERE", "primary, prefer-replica, replica or hot-only."),
     "read_your_writes": (

@@ -136,6 +136,13 @@ class ProxySettings(BaseModel):
     breaker_probes_needed: _Amount = 3
     breaker_recovery_ms: Annotated[int, Field(ge=0, le=600_000)] = 5_000
 
+    # What is done about a node that is crowded.
+    congestion: bool = True
+    congestion_limit_max: _Amount = 4_096
+    congestion_limit_min: _Amount = 32
+    congestion_queue_max: Annotated[int, Field(ge=0, le=1_000_000)] = 8_192
+    congestion_queue_timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = 1_000
+
     # Where reads go.
     replica_reads: bool = True
     read_from: Literal["primary", "prefer-replica", "replica", "hot-only"] = "primary"

@@ -266,7 +266,14 @@ impl Shard {
         let Some(up) = self.upstreams.get_mut(index as usize) else {
             return;
         };
-        let end = up.sendable();
+        let mut end = up.sendable();
+        if up.role == Role::Shared && up.stage == Stage::Ready {
+            let window = self.nodes[up.node as usize].window;
+            up.has_line = up.pending.len() > window;
+            if up.has_line {
+                end = end.min(up.end_of(window));
+            }
+        }
         let mut is_sent = false;
         while up.sent < end {
             match up.stream.write(&up.out[up.sent..end]) {
@@ -381,6 +388,7 @@ impl Shard {
             .is_some_and(|t| t.routes_differ(&topology));
         while self.nodes.len() < topology.nodes.len() {
             self.nodes.push(NodeState::default());
+            self.set_gate(self.nodes.len() as u32 - 1);
         }
         if has_moved {
             // An entry is proved by the primary that owned its slot when it was read.

@@ -33,15 +33,17 @@
 //! try one otherwise.
 
 use keyheat_core::overload::breaker::{Breaker, State, Sums};
+use keyheat_core::overload::gradient::GradientLimit;
 use keyheat_core::Nanos;
 
 use super::upstream::{Role, Stage, Upstream};
 use super::users::SERVICE;
-use super::Shard;
-use keyheat_net::clock::MS;
+use super::{Shard, TICK};
+use keyheat_net::clock::{MS, SEC};
 
 /// Answers of a connection that are timed at once.
 const MARKS: usize = 8;
+const TICKS_PER_S: f64 = (SEC / TICK) as f64;
 /// A node has answered on a new connection: so much later it must have answered on the old ones too.
 const GRACE: Nanos = 200 * MS;
 
@@ -67,6 +69,11 @@ pub(super) struct Guard {
     failures: u32,
     times: u32,
     slow: u32,
+    took: Nanos,
+    peak: u32,
+    limit: GradientLimit,
+    /// Answers per second, smoothed.
+    rate: f64,
     /// It is not closed: whatever is heard is looked at.
     is_watched: bool,
     /// When it answered on a new connection while it was left alone.
@@ -129,7 +136,7 @@ impl Shard {
     pub(super) fn check_node(&mut self, node: u32) -> Result<(), String> {
         let topology = self.topology.as_ref();
         let is_replica = topology.is_some_and(|t| t.primary_of(node).is_some());
-        if is_replica || self.nodes[node as usize].gate == usize::MAX {
+        if is_replica || self.under_way(node) < self.nodes[node as usize].gate {
             return Ok(());
         }
         self.admit(node)
@@ -147,11 +154,16 @@ impl Shard {
         let may = !self.overload.has_breaker
             || !(is_half_open && is_silent) && guard.breaker.admit(now, under_way, settings);
         self.set_gate(node);
-        if may {
+        let state = &mut self.nodes[node as usize];
+        state.is_full = may && under_way >= state.room;
+        if may && !state.is_full {
             return Ok(());
         }
-        self.stats.turned_back.add(1);
-        Err(self.why_not(node))
+        if !may {
+            self.stats.turned_back.add(1);
+            return Err(self.why_not(node));
+        }
+        Err(self.too_many(node, under_way))
     }
 
     /// Requests that are on their way to a node on shared connections.
@@ -171,6 +183,7 @@ impl Shard {
         if guard.breaker.state() != State::Open {
             return Ok(());
         }
+        self.nodes[node as usize].is_full = false;
         Err(self.why_not(node))
     }
 
@@ -233,6 +246,8 @@ impl Shard {
         let is_first = guard.breaker.in_a_row() == 1;
         let pause_ms = guard.breaker.retry_after(self.now) / MS;
         self.set_gate(node);
+        let text = self.why_not(node);
+        self.turn_back_late(node, 0, &text);
         // Shards find out together.
         if is_first && self.index == 0 {
             tracing::warn!(upstream = %self.node_name(node), pause_ms, "left alone: it {why}");
@@ -301,13 +316,19 @@ impl Shard {
         up.heard_at = now;
         let guard = &mut self.nodes[up.node as usize].guard;
         guard.calls += waited.saturating_sub(up.pending.len()) as u32;
+        guard.peak = guard.peak.max(waited as u32);
         while let Some(took) = up.marks.take(up.acked, now) {
             guard.times += 1;
             guard.slow += u32::from(took > self.overload.slow);
+            guard.took += took;
         }
+        let has_line = up.has_line;
         if guard.is_watched {
             let node = up.node;
             self.on_heard(node);
+        }
+        if has_line {
+            self.mark_upstream(index);
         }
     }
 
@@ -327,9 +348,16 @@ impl Shard {
         self.set_gate(node);
     }
 
-    /// Tells the breaker what was added up.
+    /// Tells breaker and limit what was added up.
     fn tell_breaker(&mut self, node: u32) {
+        let bounds = self.overload.limits;
         let guard = &mut self.nodes[node as usize].guard;
+        let (took, peak) = (
+            std::mem::take(&mut guard.took),
+            std::mem::take(&mut guard.peak),
+        );
+        let peak = peak.min(guard.limit.limit(bounds.0, bounds.1));
+        guard.limit.note(self.now, guard.times, took, peak, bounds);
         let ended = Sums {
             calls: std::mem::take(&mut guard.calls),
             failures: std::mem::take(&mut guard.failures),
@@ -369,12 +397,15 @@ impl Shard {
     /// On every tick.
     pub(super) fn look_after_nodes(&mut self) {
         for node in 0..self.nodes.len() as u32 {
+            let guard = &mut self.nodes[node as usize].guard;
+            guard.rate += (f64::from(guard.calls) * TICKS_PER_S - guard.rate) / TICKS_PER_S;
             self.tell_breaker(node);
             self.nodes[node as usize].guard.breaker.advance(self.now);
             if self.overload.has_breaker {
                 self.look_for_silence(node);
             }
             self.set_gate(node);
+            self.look_after_line(node);
         }
     }
 
@@ -417,11 +448,21 @@ impl Shard {
     }
 
     /// From how many requests on their way each further one is looked at.
-    fn set_gate(&mut self, node: u32) {
+    pub(super) fn set_gate(&mut self, node: u32) {
+        let overload = &self.overload;
         let state = &mut self.nodes[node as usize];
         let is_open = state.guard.breaker.state() != State::Closed;
         state.guard.is_watched = is_open;
-        state.gate = if is_open { 0 } else { usize::MAX };
+        let connections = state.shared.len().max(1);
+        if overload.has_congestion {
+            let (min, max) = overload.limits;
+            let limit = state.guard.limit.limit(min, max) as usize;
+            state.window = limit.div_ceil(connections);
+            state.room = limit + overload.line(limit, state.guard.rate);
+        } else {
+            (state.window, state.room) = (usize::MAX, usize::MAX);
+        }
+        state.gate = if is_open { 0 } else { state.room / connections };
     }
 }
 

@@ -204,9 +204,12 @@ impl Shard {
         let (protocol, db, user) = (client.protocol, client.db, client.user);
         if client.own.is_none() && !is_beside {
             // All of it or nothing: no part is sent where another would be turned back.
-            let refused = sends.iter().find_map(|s| self.check_node(s.0).err());
-            if let Some(text) = refused {
-                return self.refuse_upstream(id, &text);
+            for &(node, ..) in &sends {
+                match self.check_node(node) {
+                    Ok(()) => {}
+                    Err(_) if self.must_wait(id, node) => return Flow::Wait,
+                    Err(text) => return self.refuse_upstream(id, &text),
+                }
             }
         }
         let Some(client) = self.client(id) else {

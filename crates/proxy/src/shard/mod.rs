@@ -29,7 +29,7 @@
 //! - `count`: accesses counted, keys nominated
 //! - `settings`: settings that change
 //! - `bounds`: clients that are let go
-//! - `guard`: nodes that fail are left alone
+//! - `guard`: nodes that fail are left alone; `line`: what waits for one that is crowded
 //! - `gather`: how many requests go upstream in one write
 
 mod ask;
@@ -47,6 +47,7 @@ mod greet;
 mod guard;
 mod jobs;
 mod keyspace;
+mod line;
 mod locals;
 mod own;
 mod redirect;
@@ -196,6 +197,12 @@ struct NodeState {
     tracking: Option<u32>,
     /// From so many requests on their way on a shared connection on, a further one is looked at.
     gate: usize,
+    /// So many requests may be on their way on each of them; further ones wait in line.
+    window: usize,
+    /// As many may be on their way and in line, all of them together.
+    room: usize,
+    /// A request was turned back just now because the line is full.
+    is_full: bool,
     guard: guard::Guard,
     track_after: Nanos,
     track_backoff: Nanos,

@@ -599,6 +599,7 @@ impl Shard {
         };
         let index = match opened {
             Ok(index) => index,
+            Err(_) if self.must_wait(id, node) => return Flow::Wait,
             Err(text) => return self.refuse_upstream(id, &text),
         };
         let now = self.now;

@@ -178,6 +178,8 @@ pub(super) struct Upstream {
     pub opened_at: Nanos,
     /// When something was last read from it.
     pub heard_at: Nanos,
+    /// Not all of `out` may be sent now.
+    pub has_line: bool,
     pub marks: Marks,
     /// A beat is under way and every reply of it was good so far.
     pub is_beat_good: bool,
@@ -213,6 +215,7 @@ impl Upstream {
             is_dirty: false,
             opened_at: now,
             heard_at: now,
+            has_line: false,
             marks: Marks::default(),
             is_beat_good: false,
             beats_in_flight: 0,

@@ -13,6 +13,7 @@ from keyheat.proxy.url import parse_url
         ("redis://h:7000", ("h:7000",)),
         ("valkey://h:7000/", ("h:7000",)),
         ("h:7000", ("h:7000",)),
+        ("7000", ("127.0.0.1:7000",)),
         ("redis://a:1,b,[::1]:3", ("a:1", "b:6379", "[::1]:3")),
     ],
 )
@@ -60,3 +61,16 @@ def test_tls_is_for_those_who_speak_it() -> None:
         parse_url("rediss://h")
     url = parse_url("rediss://h", is_for_proxy=True)
     assert (url.is_tls, url.addresses, str(url)) == (True, ("h:6379",), "rediss://h:6379")
+
+
+def test_sentinels_are_named_with_their_service() -> None:
+    url = parse_url("redis+sentinel://u:p@a,b:1/the-service/2", is_for_proxy=True)
+    assert url.addresses == ("a:26379", "b:1")
+    assert (url.sentinel_service, url.db, url.username) == ("the-service", 2, "u")
+    assert str(url) == "redis+sentinel://u:***@a:26379,b:1/the-service/2"
+    assert parse_url("rediss+sentinel://a/s", is_for_proxy=True).is_tls
+    for bad in ("redis+sentinel://a", "redis+sentinel://a/", "redis+sentinel://a/s/x"):
+        with pytest.raises(ConfigError):
+            parse_url(bad, is_for_proxy=True)
+    with pytest.raises(ConfigError, match="names Sentinels, which this command does not ask"):
+        parse_url("redis+sentinel://a/s")

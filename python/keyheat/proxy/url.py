@@ -109,12 +109,14 @@ def parse_url(text: str, *, is_for_proxy: bool = False) -> UpstreamUrl:
 
 
 def parse_address(text: str, default_port: int = DEFAULT_PORT) -> str:
-    """`host:port` from `host[:port]` or `[v6][:port]`; `:port` means 127.0.0.1.
+    """`host:port` from `host[:port]` or `[v6][:port]`; `:port`, or a port alone, means 127.0.0.1.
 
     Raises:
         ConfigError: The port is none, or an IPv6 address has no brackets.
     """
     text = text.strip()
+    if text.isascii() and text.isdigit():
+        text = f":{text}"  # no host is a mere number
     if text.startswith("["):
         host, closed, port = text.partition("]")
         host, port, is_whole = f"{host}]", port.removeprefix(":"), bool(closed)

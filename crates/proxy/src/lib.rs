@@ -126,6 +126,7 @@ impl Proxy {
         });
         let (control, control_inbox) = channel();
         let epochs = Arc::new(WriteEpochs::default());
+        let copies_off_until = Arc::new(AtomicU64::new(0));
         let own_writes: Arc<[WriteTimes]> = (0..count).map(|_| WriteTimes::default()).collect();
         let next_client_id = Arc::new(AtomicU64::new(1));
         let mut threads = Vec::new();
@@ -145,6 +146,7 @@ impl Proxy {
                 epochs: Arc::clone(&epochs),
                 own_writes: Arc::clone(&own_writes),
                 locks: Arc::clone(&shared.locks),
+                copies_off_until: Arc::clone(&copies_off_until),
                 hasher,
                 nominator: Nominator::new(&rules, count as u32),
                 next_client_id: Arc::clone(&next_client_id),

@@ -33,7 +33,7 @@ fn merge(old: &Settings, new: Settings) -> (Settings, Vec<&'static str>) {
         redact_keys buffers_max_bytes clients_max
         client_idle_timeout_s client_output_max_bytes request_max_bytes
         connect_timeout_ms upstream_timeout_ms
-        copies copies_max copies_max_staleness_ms copies_clock_skew_ms copies_value_max_bytes copies_keys_max
+        copies copies_max copies_value_max_bytes copies_keys_max
         replica_reads read_from read_your_writes replica_lag_max_ms
         breaker breaker_window_ms breaker_calls_min breaker_error_rate breaker_slow_ms breaker_slow_rate
         breaker_silence_ms breaker_open_ms breaker_open_max_ms breaker_probes_at_once breaker_probes_needed
@@ -43,6 +43,7 @@ fn merge(old: &Settings, new: Settings) -> (Settings, Vec<&'static str>) {
         stay:
         auth announce listen reuse_port tls_listen proxy_protocol proxy_protocol_trusted unix_socket unix_socket_mode http upstream shards
         max_staleness_ms cache_bytes cache_value_max_bytes counting hot_set feed_token
+        copies_max_staleness_ms copies_clock_skew_ms
     )
 }
 

@@ -509,7 +509,8 @@ impl Settings {
     pub fn may_copy(&self) -> bool {
         let has_plan = |set: RuleSet| set.rules().iter().any(|rule| rule.plan.copies);
         // A copy has another name than what a user may read.
-        self.auth == Auth::Proxy && self.rule_set().is_ok_and(has_plan)
+        let is_too_strict = self.read_your_writes == ReadYourWrites::Global;
+        self.auth == Auth::Proxy && !is_too_strict && self.rule_set().is_ok_and(has_plan)
     }
 
     /// Whether any read may go to a replica.

@@ -9,7 +9,11 @@ impl Shard {
     /// is held (replies it does not read, requests a server does not take) is cut, as the server would.
     pub(super) fn bound_buffers(&mut self) {
         let mut held: usize = self.jobs.iter().map(|(_, j)| j.held()).sum();
-        held += self.voidings.iter().map(|(_, v)| v.held()).sum::<usize>();
+        held += self.voidings.values().map(|v| v.held()).sum::<usize>();
+        held += self.held.values().map(|h| h.held()).sum::<usize>();
+        held += self.copy_reads.values().map(|r| r.held()).sum::<usize>();
+        held += self.waiting_reads.iter().map(|r| r.held()).sum::<usize>();
+        held += self.parked.iter().map(|p| p.frame.len()).sum::<usize>();
         // Requests on their way are counted where they lie: their clients may have left.
         held += self.upstreams.iter().map(|(_, u)| u.held()).sum::<usize>();
         let mut worst = None;

@@ -9,6 +9,8 @@
 //! Where that fails, the reply waits until they have expired. What is held back is found by its ticket, so it
 //! does not matter by which way the reply comes (a single write, a part of `MSET`, `EXEC`, `BLPOP`).
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use keyheat_core::Nanos;
 use keyheat_resp::command::Command;
 use keyheat_resp::reply::{parse, Value};
@@ -25,6 +27,10 @@ use keyheat_net::clock::MS;
 /// A place that had no copy is left alone for so long, twice as long each time, up to:
 const MISS_FIRST: Nanos = 20 * MS;
 const MISS_LONGEST: Nanos = 1_000 * MS;
+/// A copy may take so long to answer; then the original is asked.
+const ANSWER_MAX: Nanos = 250 * MS;
+/// For so long no copies are read or voided where the account may not run scripts.
+const REFUSED_FOR: Nanos = 10_000 * MS;
 /// In place of a key's number: this is the answer of a fence.
 const FENCE: u32 = u32::MAX;
 
@@ -36,6 +42,14 @@ pub(super) struct CopyRead {
     key_hash: u64,
     node: u32,
     place: u32,
+    asked_at: Nanos,
+}
+
+impl CopyRead {
+    /// Bytes that are held for it.
+    pub fn held(&self) -> usize {
+        self.frame.len() + self.key.len()
+    }
 }
 
 /// A reply that is held back until copies are gone.
@@ -43,6 +57,13 @@ pub(super) struct CopyRead {
 pub(super) struct Held {
     keys: Vec<CopiedKey>,
     reply: Vec<u8>,
+}
+
+impl Held {
+    /// Bytes of the reply so far.
+    pub fn held(&self) -> usize {
+        self.reply.len()
+    }
 }
 
 /// Copies that are being deleted before a write is answered.
@@ -68,6 +89,7 @@ impl Shard {
     #[inline]
     pub(super) fn has_copies(&self, key_hash: u64) -> bool {
         !self.hot.copied.is_empty()
+            && self.now >= self.copies_off_until.load(Relaxed)
             && self
                 .hot
                 .copied
@@ -112,16 +134,19 @@ impl Shard {
         let seq = client.open_slot(request.frame.len());
         // A write behind it must not overtake it.
         client.note_fill(seq);
-        let read = self.copy_reads.insert(CopyRead {
+        let now = self.now;
+        let read = CopyRead {
             ticket: Ticket { client: id, seq },
             frame: request.frame.into(),
             key: key.into(),
             key_hash: keys.hash,
             node,
             place,
-        });
-        let now = self.now;
-        self.upstreams[index as usize].ask(&args, Owner::Copy(read as u32), now);
+            asked_at: now,
+        };
+        let number = self.next_number();
+        self.copy_reads.insert(number, read);
+        self.upstreams[index as usize].ask(&args, Owner::Copy(number), now);
         self.stats.forwarded.add(1);
         self.mark_upstream(index);
         Some(Flow::Next)
@@ -138,9 +163,29 @@ impl Shard {
             .then_some(place)
     }
 
+    /// What is asked of a copy or of a fence gets a number of its own: an answer that comes late must not be
+    /// taken for another's.
+    fn next_number(&mut self) -> u32 {
+        self.last_number = self.last_number.wrapping_add(1);
+        self.last_number
+    }
+
+    /// Reads whose copy has not answered in time are asked of the original.
+    pub(super) fn expire_copy_reads(&mut self) {
+        let late: Vec<u32> = self
+            .copy_reads
+            .iter()
+            .filter(|(_, read)| self.now >= read.asked_at + ANSWER_MAX)
+            .map(|(number, _)| *number)
+            .collect();
+        for number in late {
+            self.on_copy(number, b"-ERR too late\r\n");
+        }
+    }
+
     /// A copy has answered, or its node cannot.
     pub(super) fn on_copy(&mut self, number: u32, frame: &[u8]) {
-        let Some(read) = self.copy_reads.try_remove(number as usize) else {
+        let Some(read) = self.copy_reads.remove(&number) else {
             return;
         };
         let miss = miss_of(read.key_hash, read.place);
@@ -181,22 +226,37 @@ impl Shard {
         self.hold_reply_of(ticket, &hashes);
     }
 
+    /// The same once the reply has come: the key may be copied only since the write was sent.
+    #[cold]
+    pub(super) fn hold_answer(&mut self, pending: &Pending, request: &[u8]) {
+        let ticket = match pending.owner {
+            Owner::Client(ticket) => Some(ticket),
+            Owner::Part { job, .. } => self.jobs.get(job as usize).map(|job| job.ticket),
+            _ => None,
+        };
+        if let Some(ticket) = ticket {
+            self.hold_reply(ticket, request, pending.flags, pending.key_hash);
+        }
+    }
+
     /// The same for a write of keys by their hashes.
     #[cold]
     pub(super) fn hold_reply_of(&mut self, ticket: Ticket, hashes: &[u64]) {
         let copied = &self.hot.copied;
-        let keys: Vec<CopiedKey> = hashes
-            .iter()
-            .filter_map(|h| copied.get(h))
-            .cloned()
-            .collect();
-        if keys.is_empty() {
+        let mut hashes: Vec<u64> = hashes.to_vec();
+        hashes.retain(|hash| copied.contains_key(hash));
+        if hashes.is_empty() || self.now < self.copies_off_until.load(Relaxed) {
             return;
         }
-        let held = self
-            .held
-            .entry((ticket.client.index, ticket.client.generation, ticket.seq));
-        held.or_default().keys.extend(keys);
+        hashes.sort_unstable();
+        hashes.dedup();
+        let ticket = (ticket.client.index, ticket.client.generation, ticket.seq);
+        let held = self.held.entry(ticket).or_default();
+        for key in hashes.iter().filter_map(|hash| copied.get(hash)) {
+            if !held.keys.iter().any(|known| known.key == key.key) {
+                held.keys.push(key.clone());
+            }
+        }
     }
 
     /// The same for what the transaction or the blocking command of a client writes.
@@ -227,6 +287,11 @@ impl Shard {
             return false;
         };
         held.reply.extend_from_slice(piece);
+        if held.reply.len() > self.budget {
+            self.held.remove(&ticket);
+            self.cut_for_memory(id);
+            return true;
+        }
         if !is_complete {
             return true;
         }
@@ -241,14 +306,16 @@ impl Shard {
         self.stats.copy_voidings.add(1);
         let bound = self.settings.copies_max_staleness_ms * MS;
         let keys = held.keys;
-        let number = self.voidings.insert(Voiding {
+        let number = self.next_number();
+        let voiding = Voiding {
             ticket,
             reply: held.reply,
             keys: keys.clone(),
             waiting: keys.len() as u32,
             has_failed: false,
             until: self.now + bound,
-        }) as u32;
+        };
+        self.voidings.insert(number, voiding);
         let keep = maker::keep_ms(&self.settings).to_string();
         for (place, copied) in keys.iter().enumerate() {
             let owner = Owner::Void {
@@ -283,10 +350,19 @@ impl Shard {
     /// The version of a key was moved, or a fence set.
     pub(super) fn on_void(&mut self, voiding: u32, key: u32, frame: &[u8]) {
         let is_error = frame.first() == Some(&b'-');
-        let Some(found) = self.voidings.get_mut(voiding as usize) else {
+        let Some(found) = self.voidings.get_mut(&voiding) else {
             return;
         };
         found.waiting = found.waiting.saturating_sub(1);
+        if is_error && is_refusal(frame) {
+            // Nobody in this process reads a copy from now on, so nothing is to be waited for.
+            found.until = self.now;
+            let until = self.now + REFUSED_FOR;
+            if self.copies_off_until.swap(until, Relaxed) < self.now {
+                tracing::warn!("copies are not used: the account may not run what voids them");
+            }
+            return self.expire_voidings();
+        }
         found.has_failed |= is_error;
         let copied = (key != FENCE).then(|| found.keys.get(key as usize).cloned());
         let moved = match parse(frame, &Limits::default()) {
@@ -298,7 +374,7 @@ impl Shard {
                 self.set_fences(voiding, &copied, &version, places);
             }
             (Some(_), None) => {
-                if let Some(found) = self.voidings.get_mut(voiding as usize) {
+                if let Some(found) = self.voidings.get_mut(&voiding) {
                     found.has_failed = true;
                 }
             }
@@ -320,7 +396,7 @@ impl Shard {
         }
         places.sort_unstable();
         places.dedup();
-        if let Some(found) = self.voidings.get_mut(voiding as usize) {
+        if let Some(found) = self.voidings.get_mut(&voiding) {
             found.waiting += places.len() as u32;
         }
         let keep = maker::keep_ms(&self.settings).to_string();
@@ -348,12 +424,13 @@ impl Shard {
     fn end_voiding(&mut self, number: u32) {
         let is_over = self
             .voidings
-            .get(number as usize)
+            .get(&number)
             .is_some_and(|v| v.waiting == 0 && (!v.has_failed || self.now >= v.until));
         if is_over {
-            let voiding = self.voidings.remove(number as usize);
-            let ticket = voiding.ticket;
-            self.pass_on(ticket.client, ticket.seq, &voiding.reply, true);
+            if let Some(voiding) = self.voidings.remove(&number) {
+                let ticket = voiding.ticket;
+                self.pass_on(ticket.client, ticket.seq, &voiding.reply, true);
+            }
         }
     }
 
@@ -364,10 +441,10 @@ impl Shard {
             .voidings
             .iter()
             .filter(|(_, v)| now >= v.until)
-            .map(|(number, _)| number as u32)
+            .map(|(number, _)| *number)
             .collect();
         for number in late {
-            if let Some(voiding) = self.voidings.get_mut(number as usize) {
+            if let Some(voiding) = self.voidings.get_mut(&number) {
                 voiding.waiting = 0;
                 self.stats.copies_waited_out.add(1);
             }
@@ -405,6 +482,11 @@ impl Shard {
 
 fn miss_of(key_hash: u64, place: u32) -> u64 {
     key_hash ^ (u64::from(place) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// Whether an error stays until somebody changes something.
+fn is_refusal(error: &[u8]) -> bool {
+    error.starts_with(b"-NOPERM") || error.starts_with(b"-ERR unknown command")
 }
 
 /// Whether a copy may be asked: deterministic reads of one key that do not ask about the key itself, for a

@@ -370,7 +370,8 @@ impl Shard {
             }
             is_first = false;
             let frame = up.out.get(range).unwrap_or_default().to_vec();
-            if up.role == Role::Reader && !is_cut && self.read_from_primary(&pending, &frame) {
+            if up.role == Role::Reader && !is_cut && self.read_from_primary(&pending, &frame, false)
+            {
                 continue;
             }
             self.settle_access(&pending, up.primary, 0, &frame);

@@ -14,7 +14,7 @@ use super::serve::{writes, Flow, Request};
 use super::upstream::{Owner, Pending, Role};
 use super::Shard;
 use crate::copies::names;
-use crate::settings::ReadFrom;
+use crate::settings::{ReadFrom, ReadYourWrites};
 
 /// Cursors of SCAN carry the node's place in their last digits.
 const SCAN_NODES: u64 = 1024;
@@ -93,6 +93,8 @@ impl Shard {
             if !is_write && self.may_ask_replica(key_hash) {
                 match self.replica_for_part(id, &args[1..], node) {
                     Some(replica) => node = replica,
+                    // Parts do not wait for a replica: they are asked of the primary.
+                    None if self.settings.read_your_writes == ReadYourWrites::Global => {}
                     None if self.settings.read_from == ReadFrom::Replica => {
                         return self.refuse_without_replica(id, node)
                     }
@@ -238,6 +240,8 @@ impl Shard {
             let opened = match self.topology.as_ref().and_then(|t| t.primary_of(node)) {
                 _ if is_beside => self.open(node, Role::Pinned(None), protocol, db, user),
                 None => self.path(id, node, protocol, db),
+                // The list of replicas may lag behind a redirect: a write goes to the owner alone.
+                Some(_) if is_write(flags) => self.path(id, node, protocol, db),
                 Some(primary) => {
                     // A write behind it must not overtake it.
                     if let Some(client) = self.client(id) {

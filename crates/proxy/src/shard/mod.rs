@@ -65,7 +65,7 @@ mod wait;
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Write};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::sync::Arc;
 use std::time::Duration;
@@ -179,9 +179,10 @@ pub(crate) struct ShardParts {
     pub epochs: Arc<WriteEpochs>,
     pub own_writes: Arc<[WriteTimes]>,
     pub locks: Arc<LockMarks>,
+    pub copies_off_until: Arc<AtomicU64>,
     pub hasher: KeyHasher,
     pub nominator: Nominator,
-    pub next_client_id: Arc<std::sync::atomic::AtomicU64>,
+    pub next_client_id: Arc<AtomicU64>,
 }
 
 /// An upstream node, as a shard sees it.
@@ -248,7 +249,7 @@ pub(crate) struct Shard {
     astray: Vec<subscribe::Astray>,
     upstreams: Slab<Upstream>,
     generation: u32,
-    next_client_id: Arc<std::sync::atomic::AtomicU64>,
+    next_client_id: Arc<AtomicU64>,
     dirty_clients: Vec<ClientId>,
     dirty_upstreams: Vec<(u32, u32)>,
     again: VecDeque<ClientId>,
@@ -287,13 +288,18 @@ pub(crate) struct Shard {
     /// Whether replicas are asked how far they are, and whether reads go to them.
     asks_replicas: bool,
     replicas_on: bool,
+    /// What was learnt of replicas before this does not count.
+    asks_since: Nanos,
     /// A place for copies on each primary.
     copy_places: Vec<(u32, u32)>,
-    copy_reads: Slab<copies::CopyRead>,
+    last_number: u32,
+    copy_reads: hashbrown::HashMap<u32, copies::CopyRead>,
+    /// No copies are used before this, in any shard.
+    copies_off_until: Arc<AtomicU64>,
     copy_misses: ByHash<(Nanos, Nanos)>,
     /// Replies to be held back until copies are voided, by ticket.
     held: hashbrown::HashMap<(u32, u32, u32), copies::Held>,
-    voidings: Slab<copies::Voiding>,
+    voidings: hashbrown::HashMap<u32, copies::Voiding>,
     waiting_reads: Vec<replicas::WaitingRead>,
     random: u64,
     fills: ByHash<Fill>,
@@ -385,11 +391,14 @@ impl Shard {
             locks: parts.locks,
             asks_replicas: s.reads_replicas(),
             replicas_on: s.reads_replicas(),
+            asks_since: 0,
             copy_places: Vec::new(),
-            copy_reads: Slab::new(),
+            last_number: 0,
+            copy_reads: hashbrown::HashMap::new(),
+            copies_off_until: parts.copies_off_until,
             copy_misses: ByHash::default(),
             held: hashbrown::HashMap::new(),
-            voidings: Slab::new(),
+            voidings: hashbrown::HashMap::new(),
             waiting_reads: Vec::new(),
             random: clock::now() | 1,
             fills: ByHash::default(),
@@ -752,6 +761,9 @@ impl Shard {
         self.look_at_replicas();
         if !self.voidings.is_empty() {
             self.expire_voidings();
+        }
+        if !self.copy_reads.is_empty() {
+            self.expire_copy_reads();
         }
         self.expire_parked();
         self.look_after_astray();

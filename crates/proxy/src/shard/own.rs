@@ -67,7 +67,8 @@ impl Shard {
         protocol: Protocol,
         db: u32,
     ) -> Result<u32, String> {
-        let Some(client) = self.clients.get(id.index as usize) else {
+        let client = self.clients.get(id.index as usize);
+        let Some(client) = client.filter(|c| c.generation == id.generation) else {
             return Err("ERR keyheat: the client has left".into());
         };
         if client.own.is_some() {

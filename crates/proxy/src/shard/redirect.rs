@@ -96,6 +96,11 @@ impl Shard {
             if let Some(owner) = t.slots.get_mut(usize::from(slot)) {
                 *owner = node;
             }
+            // Until the look: it is nobody's replica any more.
+            for replicas in &mut t.replicas {
+                replicas.retain(|replica| *replica != node);
+            }
+            self.nodes[node as usize].demoted_at = None;
         }
         self.cache.clear();
     }

@@ -48,6 +48,8 @@ const PATIENCE_MIN: Nanos = 250 * MS;
 const PATIENCE_MAX: Nanos = 1_000 * MS;
 /// How long a user whom a replica does not know is not tried there.
 const REFUSED_FOR: Nanos = 10_000 * MS;
+/// After replica reads are switched on: by then every shard notes what is written.
+const SETTLE: Nanos = 1_000 * MS;
 /// Faster than this is all the same.
 const LATENCY_MIN: Nanos = 50_000;
 /// Replicas of one primary that are considered.
@@ -60,6 +62,8 @@ pub(super) struct Replication {
     samples: VecDeque<Sample>,
     /// As a primary: which replicas it has, as a hash.
     its_replicas: u64,
+    /// What it said of itself last.
+    was_primary: Option<bool>,
     /// As a replica: it holds all that was answered before this; 0 if nothing is known.
     pub fresh_at: Nanos,
     asked_at: Nanos,
@@ -80,6 +84,13 @@ pub(super) struct WaitingRead {
     needed: Nanos,
     frame: Box<[u8]>,
     pending: Pending,
+}
+
+impl WaitingRead {
+    /// Bytes that are held for it.
+    pub fn held(&self) -> usize {
+        self.frame.len()
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -133,6 +144,8 @@ impl Shard {
                 state.replication.fresh_at = 0;
                 state.replication.samples.clear();
             }
+            // The other shards are told at about the same time, and note writes from then on.
+            self.asks_since = self.now + SETTLE;
         }
         self.asks_replicas = is_wanted;
         self.replicas_on = is_wanted;
@@ -148,11 +161,16 @@ impl Shard {
         primary: u32,
     ) -> Option<Flow> {
         let client = self.clients.get(id.index as usize)?;
-        if !client.may_read_locally() || client.has_unanswered_write() {
+        let is_script = matches!(command.name, "eval_ro" | "evalsha_ro" | "fcall_ro");
+        if is_script || !client.may_read_locally() || client.has_unanswered_write() {
             return None;
         }
         let wanted = (client.protocol, client.db, client.user);
         if self.settings.read_your_writes == ReadYourWrites::Global {
+            let replicas = self.topology.as_ref()?.replicas_of(primary);
+            if !replicas.iter().any(|&node| self.is_fit(node, 0)) {
+                return self.without_replica(id, primary);
+            }
             return Some(self.wait_for_replica(id, request, keys, primary));
         }
         if self.locks.contains(keys.hash, self.now) {
@@ -232,7 +250,7 @@ impl Shard {
             } else if self.now < read.needed + WAIT_MAX {
                 self.hurry(read.primary, HURRY_GLOBAL);
                 self.waiting_reads.push(read);
-            } else if !self.read_from_primary(&read.pending, &read.frame) {
+            } else if !self.read_from_primary(&read.pending, &read.frame, false) {
                 let text = self.no_replica(read.primary);
                 let mut error = Vec::new();
                 encode::error(&mut error, &text);
@@ -271,6 +289,9 @@ impl Shard {
     ) -> Option<u32> {
         let client = self.clients.get(id.index as usize)?;
         if !client.may_read_locally() || client.has_unanswered_write() {
+            return None;
+        }
+        if self.settings.read_your_writes == ReadYourWrites::Global {
             return None;
         }
         let user = client.user;
@@ -400,9 +421,17 @@ impl Shard {
     }
 
     /// A read that a replica did not answer goes to the primary.
-    pub(super) fn read_from_primary(&mut self, pending: &Pending, frame: &[u8]) -> bool {
-        let is_read = matches!(pending.owner, Owner::Client(_) | Owner::Part { .. });
-        if !is_read || self.settings.read_from == ReadFrom::Replica {
+    ///
+    /// Args: `is_sure` to go there even where reads are to go to replicas only.
+    pub(super) fn read_from_primary(
+        &mut self,
+        pending: &Pending,
+        frame: &[u8],
+        is_sure: bool,
+    ) -> bool {
+        let is_read = matches!(pending.owner, Owner::Client(_) | Owner::Part { .. })
+            && !pending.has(Pending::WRITE | Pending::WRITES_ALL);
+        if !is_read || (self.settings.read_from == ReadFrom::Replica && !is_sure) {
             return false;
         }
         let Some((protocol, db)) = self.speaks(pending) else {
@@ -418,6 +447,13 @@ impl Shard {
         pending.sent_at = self.now;
         self.send_on(node, protocol, db, frame, pending, false);
         true
+    }
+
+    /// Whether a replica's answer may come of its not knowing that the key's slot moves to another node: it
+    /// has what the source has, and what has moved is gone there. Only an answer that says something is taken.
+    pub(super) fn is_unsure(&self, pending: &Pending, frame: &[u8]) -> bool {
+        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        is_cluster && pending.has(Pending::HAS_KEY) && lacks_something(pending, frame)
     }
 
     /// How long a read took there.
@@ -501,6 +537,9 @@ impl Shard {
 
     pub(super) fn on_replication(&mut self, node: u32, sent_at: Nanos, frame: &[u8]) {
         self.nodes[node as usize].replication.is_asking = false;
+        if sent_at < self.asks_since {
+            return; // asked before writes were noted
+        }
         let Some(report) = report(frame) else {
             return;
         };
@@ -534,9 +573,16 @@ impl Shard {
                 self.serve_waiting_reads();
             }
             (Some(_), false) => {}
-            // It is not what it was.
-            _ => self.want_look(),
+            // It is not what it is taken for: told once, or a lone replica would be looked at for ever.
+            (_, is_primary) => {
+                let replication = &mut self.nodes[node as usize].replication;
+                if replication.was_primary.replace(is_primary) != Some(is_primary) {
+                    self.want_look();
+                }
+                return;
+            }
         }
+        self.nodes[node as usize].replication.was_primary = Some(report.is_primary);
     }
 
     /// What a node was asked of its replication will not be answered.
@@ -551,7 +597,8 @@ impl Shard {
             bound => (bound * MS).clamp(PATIENCE_MIN, PATIENCE_MAX),
         };
         let oldest = up.pending.front().map_or(self.now, |p| p.sent_at);
-        up.role == Role::Reader && self.now.saturating_sub(oldest) > patience
+        let silent_since = oldest.max(up.heard_at);
+        up.role == Role::Reader && self.now.saturating_sub(silent_since) > patience
     }
 
     /// Nothing that was known of a replica holds for what answers at its address next.
@@ -617,6 +664,29 @@ pub(super) fn is_unfit(error: &[u8]) -> bool {
     UNFIT.iter().any(|start| error.starts_with(start))
 }
 
+/// Whether a reply is what an absent key gives, or holds that for one of several.
+fn lacks_something(pending: &Pending, frame: &[u8]) -> bool {
+    let is_many = pending.has(Pending::MANY_KEYS);
+    match frame.first() {
+        Some(b'-' | b'+') => frame == b"+none\r\n",
+        Some(b'$') => frame.starts_with(b"$-1") || frame.starts_with(b"$0"),
+        Some(b'_') => true,
+        Some(b':') => is_many || frame == b":0\r\n" || frame == b":-2\r\n",
+        Some(b'*' | b'~' | b'%') => match parse(frame, &Limits::default()) {
+            Ok(Some((Value::Array(items), _))) if is_many => {
+                items.iter().any(|item| matches!(item, Value::Null))
+            }
+            Ok(Some((Value::Array(items) | Value::Set(items), _))) => items
+                .iter()
+                .all(|item| matches!(item, Value::Null | Value::Int(0 | -2))),
+            Ok(Some((Value::Map(pairs), _))) => pairs.is_empty(),
+            Ok(Some((Value::Null, _))) => true,
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
 /// Reads a reply to `INFO replication`.
 fn report(frame: &[u8]) -> Option<Report> {
     let text = match parse(frame, &Limits::default()) {
@@ -662,6 +732,27 @@ mod tests {
         let mut out = Vec::new();
         encode::bulk(&mut out, text.as_bytes());
         out
+    }
+
+    #[test]
+    fn an_answer_that_an_absent_key_gives_is_told() {
+        let mut pending = Pending::new(Owner::Nobody, 0, 0);
+        for frame in [
+            &b"$-1\r\n"[..],
+            b"_\r\n",
+            b":0\r\n",
+            b"*0\r\n",
+            b"*1\r\n$-1\r\n",
+            b"$0\r\n\r\n",
+        ] {
+            assert!(lacks_something(&pending, frame), "{frame:?}");
+        }
+        let some = b"*2\r\n$1\r\nv\r\n$-1\r\n";
+        for frame in [&b"$1\r\nv\r\n"[..], b":3\r\n", &some[..], b"+string\r\n"] {
+            assert!(!lacks_something(&pending, frame), "{frame:?}");
+        }
+        pending.flags = Pending::MANY_KEYS;
+        assert!(lacks_something(&pending, some));
     }
 
     #[test]

@@ -220,7 +220,17 @@ impl Shard {
         };
         // The common case pays for no copy: the request is looked at only where that is needed.
         let is_error = frame[0] == b'-';
+        if role == Role::Reader && self.is_unsure(&pending, frame) {
+            let request = self.upstreams[index as usize].out.get(range.clone());
+            let request = request.unwrap_or_default().to_vec();
+            if self.read_from_primary(&pending, &request, true) {
+                return;
+            }
+        }
         if let (Owner::Client(ticket), false) = (pending.owner, is_error) {
+            if pending.has(Pending::RELEASES) && !self.hot.copied.is_empty() {
+                self.hold_reply_of_session(ticket);
+            }
             self.settle_in_place(index, &pending, range, frame.len() as u64);
             if role == Role::Reader {
                 self.note_latency(node, pending.sent_at);
@@ -243,6 +253,9 @@ impl Shard {
         if pending.owner == Owner::Replication {
             return self.on_replication(node, pending.sent_at, frame);
         }
+        let Some(up) = self.upstreams.get(index as usize) else {
+            return;
+        };
         let request = up.out.get(range).unwrap_or_default().to_vec();
         if is_error {
             self.note_failure(node, frame);
@@ -251,7 +264,9 @@ impl Shard {
                 if is_moved {
                     self.want_look();
                 }
-                if super::replicas::is_unfit(frame) && self.read_from_primary(&pending, &request) {
+                if super::replicas::is_unfit(frame)
+                    && self.read_from_primary(&pending, &request, false)
+                {
                     return;
                 }
             } else if self.is_bound(role) {
@@ -358,6 +373,9 @@ impl Shard {
         bytes: u64,
         request: &[u8],
     ) {
+        if !self.hot.copied.is_empty() && pending.has(Pending::WRITE | Pending::WRITES_ALL) {
+            self.hold_answer(pending, request);
+        }
         if pending.has(Pending::WRITES_ALL) {
             self.on_written_all();
         }

@@ -394,6 +394,14 @@ impl Shard {
             // Keys are watched on another node: the wait has a connection of its own.
             self.note_write_to(id, node);
             let frames = [request.frame.to_vec()];
+            if let Some(client) = self.clients.get(id.index as usize) {
+                // The slot that it is about to take.
+                let ticket = Ticket {
+                    client: id,
+                    seq: client.next_seq(),
+                };
+                self.hold_reply_of_session(ticket);
+            }
             return self.start_beside(id, How::Merge(Merge::AllOk), &[node], &frames);
         }
         if let Err(text) = self.pin(id, node) {

@@ -27,6 +27,10 @@ impl Shard {
         self.output_max = settings.output_max();
         let old = std::mem::replace(&mut self.settings, Arc::clone(&settings));
         self.read_from_replicas_as_told();
+        if old.may_cache() != settings.may_cache() {
+            self.cache_on = settings.local_cache && settings.may_cache();
+            self.cache.clear();
+        }
         if old.rules == settings.rules && old.window_ms == settings.window_ms {
             return;
         }

@@ -81,6 +81,7 @@ consistency: $(VENV)/.native ## the protected client under random faults for ten
 	@$(BIN)/python -m tests.client.consistency $(ARGS)
 
 soak: $(VENV)/.native ## the proxy under failing servers and networks for ten minutes (ARGS="--seconds 60 --only cluster")
+	@$(BIN)/python -m tests.soak.rolling_upgrade
 	@$(BIN)/python -m tests.soak $(ARGS)
 
 lint: $(VENV)/.tools ## formatting, types, clippy and import arrows

@@ -6,8 +6,8 @@ Three upgrades (start the successor at the same address, SIGTERM the old one), t
 by a reload, then the way back: a relay of bytes (HAProxy, `mode tcp`) takes the address, the proxy is ended,
 and clients are at the server itself; and the proxy comes again. Half of the clients are redis-py as it comes,
 half try nothing again, so that what the first do not notice is seen; of each, half connect anew every few
-requests. Prints a table; 1 if a client as it comes saw an error, a reply was wrong or an acknowledged write is
-not there.
+requests. Prints a table; 1 if a client as it comes saw an error, a reply was wrong or an acknowledged write
+is not there.
 """
 
 import argparse

@@ -101,6 +101,9 @@ format: $(VENV)/.tools ## rewrite the sources in the house format
 bench: $(VENV)/.native ## core, proxy and client figures, into benches/results/ (SMALL=1 for a minute)
 	cargo run --locked --release -p keyheat-bench-core -- $(if $(SMALL),--small)
 	$(BIN)/python benches/proxy.py $(BENCH_ARGS)
+	$(BIN)/python benches/latency.py $(if $(SMALL),--small)
+	$(BIN)/python benches/idle_clients.py
+	$(BIN)/python benches/compare.py $(if $(SMALL),--small)
 	$(BIN)/python benches/client.py
 
 fuzz: ## a minute of fuzzing of the protocol parsers

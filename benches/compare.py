@@ -1,7 +1,7 @@
 """Replicas or a cache: the same flash sale and the same trace on both, by CPU, memory, freshness and cost.
 
     .venv/bin/python benches/compare.py             about six minutes; writes docs/compare.md and its chart
-    .venv/bin/python benches/compare.py --small     under a minute, written to benches/results/small
+    .venv/bin/python benches/compare.py --small     under a minute, written to target/bench-small
 
 Compared: one server; the same behind a proxy that only forwards; reads dealt out to 1, 2 and 4 replicas; and
 the hot cache on 1, 2 and 4 proxies that share an address. `compare_bench/` has the code, in reading order:
@@ -33,8 +33,8 @@ _INTRO: Final = """\
 # Replicas or a cache?
 
 Reads that are too many for one server can be dealt out to replicas, or hot keys can be answered before
-they reach any. This page has both under the same load. It is written by `.venv/bin/python
-benches/compare.py`.
+they reach any. This page has both under the same load. It is written by
+`.venv/bin/python benches/compare.py`.
 """
 
 _HOW: Final = """\
@@ -57,8 +57,8 @@ median run.
 generators, so throughput ends where the machine does and says who got it. CPU per request is what a
 request costs wherever it runs; a deployment with a machine for each process has the cores of all.
 
-**Cost** is memory of all processes together: each replica holds all values once more, each proxy what
-is hot.
+**Cost** is processes and the memory of all of them: each replica holds all values once more (few here), each
+proxy what is hot, and here a Python interpreter.
 """
 
 _READING: Final = """\
@@ -116,7 +116,7 @@ def _options() -> argparse.Namespace:
     options.warm = 1.0
     if options.small:
         options.rounds, options.seconds = 1, 1.0
-    options.results = options.results or ROOT / ("benches/results/small" if options.small else "docs")
+    options.results = options.results or ROOT / ("target/bench-small" if options.small else "docs")
     return options
 
 
@@ -151,11 +151,13 @@ def _table(runs: dict[str, list[Run]]) -> list[str]:
         totals = [run.servers_us + run.proxies_us for run in some]
         middle = statistics.median(totals)
         off = statistics.median(abs(total - middle) for total in totals)
+        servers, proxies = (
+            _middle(some, lambda run: run.servers_us),
+            _middle(some, lambda run: run.proxies_us),
+        )
         memory = _middle(some, lambda run: run.servers_mib + run.proxies_mib)
         lines.append(
-            f"| {name} | {middle:.2f} | {off / middle:.0%} "
-            f"| {_middle(some, lambda run: run.servers_us):.2f} "
-            f"| {_middle(some, lambda run: run.proxies_us):.2f} "
+            f"| {name} | {servers + proxies:.2f} | {off / middle:.0%} | {servers:.2f} | {proxies:.2f} "
             f"| {_middle(some, lambda run: run.requests_per_s):,.0f} "
             f"| {_middle(some, lambda run: run.stale_share):.2%} "
             f"| {_middle(some, lambda run: run.p99_ms):.1f} "

@@ -1,23 +1,38 @@
-"""What an idle client costs the proxy in memory, in plain text and over TLS: python benches/idle_clients.py.
+"""What clients that say nothing cost the proxy in memory, and whether it holds ten thousand of them.
 
-Prints KiB of resident memory per client, the kernel's socket buffers not counted.
+    .venv/bin/python benches/idle_clients.py
+
+Prints KiB of resident memory per idle client in plain text and over TLS, the kernel's socket buffers not
+counted; then 10,000 idle clients stay connected while 500 busy ones ask, and each of them asks in the end.
+1 if a target is missed.
 """
 
+import contextlib
 import os
 import re
+import resource
+import selectors
 import socket
 import ssl
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from keyheat.server.embedded import EmbeddedServer
 
-CLIENTS = 400
+CLIENTS: Final = 400
+IDLE: Final = 10_000
+BUSY: Final = 500
+BUSY_S: Final = 5.0
+TARGET_KIB: Final = 20.0
 # Memory that is given back once a client is silent is given back by then.
-SETTLE_S = 3.0
+SETTLE_S: Final = 3.0
+_REQUEST: Final = b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n"
+_ANSWER: Final = b"$1\r\nv\r\n"
 
 
 def resident_kib(pid: int) -> int:
@@ -32,9 +47,14 @@ def connected(port: int, context: ssl.SSLContext | None) -> socket.socket:
     stream = socket.create_connection(("127.0.0.1", port), timeout=10)
     if context is not None:
         stream = context.wrap_socket(stream, server_hostname="localhost")
-    stream.sendall(b"PING\r\n")
-    stream.recv(100)
+    is_answered(stream)
     return stream
+
+
+def is_answered(stream: socket.socket) -> bool:
+    """Whether a client that asks gets the answer."""
+    stream.sendall(b"PING\r\n")
+    return stream.recv(100) == b"+PONG\r\n"
 
 
 def cost_kib(pid: int, port: int, context: ssl.SSLContext | None) -> float:
@@ -50,25 +70,98 @@ def cost_kib(pid: int, port: int, context: ssl.SSLContext | None) -> float:
     return cost
 
 
-def main() -> None:
-    """Start a server and a proxy, and count."""
-    with tempfile.TemporaryDirectory() as name, EmbeddedServer() as server:
-        certificate, key = Path(name) / "c.pem", Path(name) / "c.key"
-        made = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-        more = ("-subj", "/CN=localhost", "-days", "1", "-keyout", str(key), "-out", str(certificate))
-        subprocess.run(["openssl", *made, *more], check=True, capture_output=True)  # noqa: S607
-        tls = ("--tls-listen", "127.0.0.1:0", "--tls-cert-file", str(certificate), "--tls-key-file", str(key))
-        words = ("proxy", "--listen", "127.0.0.1:0", "--http", "none", "--upstream", server.address, *tls)
-        command = [sys.executable, "-m", "keyheat.cli", *words, "--shards", "1", "--log", "error"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ}) as proxy:
+def ask_all(streams: list[socket.socket], seconds: float) -> tuple[int, int]:
+    """All of them ask again as soon as they are answered; requests answered, and clients that were not."""
+    answered, last = 0, dict.fromkeys(streams, 0)
+    with selectors.DefaultSelector() as selector:
+        of = {stream.fileno(): stream for stream in streams}
+        for stream in streams:
+            selector.register(stream, selectors.EVENT_READ)
+            stream.sendall(_REQUEST)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            for key, _ in selector.select(0.1):
+                stream = of[key.fd]
+                if stream.recv(100) != _ANSWER:
+                    selector.unregister(stream)
+                    last[stream] = -1
+                    continue
+                answered += 1
+                last[stream] += 1
+                stream.sendall(_REQUEST)
+    return answered, sum(count < 1 for count in last.values())
+
+
+def held(pid: int, port: int) -> bool:
+    """Hold the many, and say how it went."""
+    before = resident_kib(pid)
+    idle = [connected(port, None) for _ in range(IDLE)]
+    time.sleep(SETTLE_S)
+    cost = (resident_kib(pid) - before) / IDLE
+    busy = [connected(port, None) for _ in range(BUSY)]
+    answered, failed = ask_all(busy, BUSY_S)
+    lost = 0
+    for stream in idle:
+        try:
+            lost += not is_answered(stream)
+        except OSError:
+            lost += 1
+    for stream in (*idle, *busy):
+        stream.close()
+    is_held = lost == failed == 0 and cost <= TARGET_KIB
+    print(
+        f"{IDLE:,} idle and {BUSY} busy: {lost} and {failed} lost, {cost:.1f} KiB per idle client, "
+        f"{answered / BUSY_S:,.0f} requests/s   target: none lost, ≤ {TARGET_KIB:.0f}   {_verdict(is_held)}"
+    )
+    return is_held
+
+
+def _verdict(is_met: bool) -> str:
+    return "PASS" if is_met else "MISS"
+
+
+@contextlib.contextmanager
+def started(directory: Path, upstream: str) -> Iterator[tuple[int, int, int]]:
+    """A proxy of one shard: process id, port, port for TLS."""
+    certificate, key = directory / "c.pem", directory / "c.key"
+    made = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    more = ("-subj", "/CN=localhost", "-days", "1", "-keyout", str(key), "-out", str(certificate))
+    subprocess.run(["openssl", *made, *more], check=True, capture_output=True)  # noqa: S607
+    tls = ("--tls-listen", "127.0.0.1:0", "--tls-cert-file", str(certificate), "--tls-key-file", str(key))
+    words = ("proxy", "--listen", "127.0.0.1:0", "--http", "none", "--upstream", upstream, *tls)
+    limits = ("--shards", "1", "--log", "error", "--clients-max", str(IDLE + BUSY + 1000))
+    command = [sys.executable, "-m", "keyheat.cli", *words, *limits]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ}) as proxy:
+        try:
             line = proxy.stdout.readline() if proxy.stdout is not None else ""
             plain, encrypted = map(int, re.findall(r":(\d+)", line)[:2])
-            context = ssl.create_default_context()
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            print(f"plain {cost_kib(proxy.pid, plain, None):.1f} KiB per client")
-            print(f"TLS   {cost_kib(proxy.pid, encrypted, context):.1f} KiB per client")
+            yield proxy.pid, plain, encrypted
+        finally:
             proxy.terminate()
 
 
+def main() -> int:
+    """Start a server and a proxy, and count."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    wanted = IDLE + BUSY + 500
+    with tempfile.TemporaryDirectory() as name, EmbeddedServer() as server, server.client() as client:
+        client.set("k", "v")
+        is_met = True
+        with started(Path(name), server.address) as (pid, plain, encrypted):
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            for kind, port, its in (("plain", plain, None), ("TLS", encrypted, context)):
+                cost = cost_kib(pid, port, its)
+                is_met &= cost <= TARGET_KIB
+                verdict = _verdict(cost <= TARGET_KIB)
+                print(f"{kind:5} {cost:.1f} KiB per idle client   target: ≤ {TARGET_KIB:.0f}   {verdict}")
+            if 0 <= hard < wanted:
+                print(f"{IDLE:,} clients: needs a limit of {wanted:,} open files (ulimit -Hn), here {hard:,}")
+                return int(not is_met)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard < 0 else hard, hard))
+            is_met &= held(pid, plain)
+    return int(not is_met)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -197,7 +197,7 @@ def _measure(bench: Bench, case: Case, peer: Peer | None, requests: int, patienc
     while True:
         patience.wait()
         sample = bench.measure(case, peer, requests)
-        if not patience.may_repeat(sample):
+        if not patience.may_repeat(sample.others_share, sample.seconds):
             return sample
 
 

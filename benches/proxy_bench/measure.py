@@ -99,14 +99,14 @@ class Bench:
         self._check_value(case, port)
         self._warm_up(case, peer, requests // 3)
         before, own_before = self._counters(), peer.counters() if peer else {}
-        spent = [cpu_ns(self._server.pid), cpu_ns(peer.pid) if peer else 0, _children_ns()]
+        spent = [cpu_ns(self._server.pid), cpu_ns(peer.pid) if peer else 0, children_ns()]
         start, busy = time.monotonic(), machine_busy_s()
         self._send(case, port, requests)
         seconds, busy = time.monotonic() - start, machine_busy_s() - busy
         spent = [
             after - then
             for after, then in zip(
-                [cpu_ns(self._server.pid), cpu_ns(peer.pid) if peer else 0, _children_ns()],
+                [cpu_ns(self._server.pid), cpu_ns(peer.pid) if peer else 0, children_ns()],
                 spent,
                 strict=True,
             )
@@ -202,15 +202,15 @@ class Patience:
             time.sleep(_PAUSE_S)
             self._until_spent -= time.monotonic() - start
 
-    def may_repeat(self, sample: Sample) -> bool:
+    def may_repeat(self, others_share: float, seconds: float) -> bool:
         """Whether a disturbed measurement should be made again; its time is taken off the patience."""
-        if sample.others_share <= CALM or self._until_spent <= 0:
+        if others_share <= CALM or self._until_spent <= 0:
             return False
-        self._until_spent -= sample.seconds
+        self._until_spent -= seconds
         return True
 
 
-def _children_ns() -> int:
+def children_ns() -> int:
     """CPU time of the load generators that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return int((usage.ru_utime + usage.ru_stime) * 1e9)

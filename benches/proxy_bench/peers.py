@@ -178,6 +178,18 @@ def start_bare(target: Path, folder: Path) -> Peer:
     return _answering(Peer(BARE, port, process), log)
 
 
+def start_relay(target: Path, server_port: int, folder: Path) -> Peer:
+    """The relay of `relay.c`, compiled here."""
+    port, log = free_ports(1)[0], folder / "relay.log"
+    try:
+        program = compile_c("relay", target)
+    except OSError as error:
+        raise PeerError(str(error)) from error
+    with log.open("wb") as out:
+        process = child.spawn([str(program), str(port), str(server_port)], cwd=str(folder), log=out)
+    return _answering(Peer("relay", port, process), log)
+
+
 STARTERS: Final[dict[str, tuple[str, Callable[[Program, int, Path], Peer]]]] = {
     "twemproxy": ("nutcracker", start_twemproxy),
     "haproxy": ("haproxy", start_haproxy),

@@ -51,17 +51,8 @@ class Ratio:
         return sorted(self.ratios)[round(part * (len(self.ratios) - 1))]
 
     def interval(self) -> tuple[float, float]:
-        """Where the true median lies with 95 % confidence, from the order of the pairs alone.
-
-        The k-th smallest and the k-th largest of n bound it with probability 1 - 2·P(Bin(n, ½) < k);
-        below six pairs no k is enough, and these are the smallest and the largest.
-        """
-        ordered, count = sorted(self.ratios), len(self.ratios)
-        below, rank = 0.0, 0
-        while (below := below + math.comb(count, rank) / 2**count) <= _TAIL and rank < count // 2:
-            rank += 1
-        index = max(rank - 1, 0)
-        return ordered[index], ordered[-1 - index]
+        """Where the true median lies with 95 % confidence."""
+        return interval95(self.ratios)
 
     @property
     def verdict(self) -> str:
@@ -69,6 +60,20 @@ class Ratio:
         if self.target.bound is None:
             return ""
         return "PASS" if self.median <= self.target.bound else "MISS"
+
+
+def interval95(values: Sequence[float]) -> tuple[float, float]:
+    """Where the true median lies with 95 % confidence, from the order of the values alone.
+
+    The k-th smallest and the k-th largest of n bound it with probability 1 - 2·P(Bin(n, ½) < k);
+    below six values no k is enough, and these are the smallest and the largest.
+    """
+    ordered, count = sorted(values), len(values)
+    below, rank = 0.0, 0
+    while (below := below + math.comb(count, rank) / 2**count) <= _TAIL and rank < count // 2:
+        rank += 1
+    index = max(rank - 1, 0)
+    return ordered[index], ordered[-1 - index]
 
 
 def ratios(samples: Samples) -> list[Ratio]:

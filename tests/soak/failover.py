@@ -17,6 +17,7 @@ from keyheat.server.embedded import EmbeddedServer
 from tests.mitigate.sentinels import SERVICE, sentinel
 from tests.proxy.test_replicas import replicate
 from tests.soak import journal
+from tests.soak.ages import now_ns
 from tests.soak.crowd import BOUND_MS, LOG_KEY, TAG, Crowd, Told, kept_numbers, kill_somebody, settle, twice
 from tests.soak.matched import Written
 from tests.soak.procs import ProxyProcess
@@ -141,9 +142,12 @@ class Failover:
             if time.monotonic() > failed + _PATIENCE_S:
                 raise TimeoutError("the servers did not fail over")
             time.sleep(0.005)
-        self._promoted = time.monotonic()
+        self._promoted, promoted_ns = time.monotonic(), now_ns()
         self.told.figures["failover_s"] = round(self._promoted - failed, 2)
         self._wait_for_service(servers, crowd, new)
+        # When the servers themselves took a write again.
+        direct = next((at for at in list(crowd.direct.acked_ns.values()) if at > promoted_ns), 0)
+        self.told.figures["direct_s"] = round((direct - promoted_ns) / 1e9, 3) if direct else None
         if self._how == "paused":
             time.sleep(self._random.uniform(0.0, 0.5))
         # What it knows is kept before it comes to and takes over the new primary's state.

@@ -102,6 +102,9 @@ impl Settings {
                 return Err(format!("{name}: 1 to 1000000"));
             }
         }
+        if self.stale_on_error_ms > 86_400_000 {
+            return Err("stale_on_error_ms: 0 (never) to 86400000 (a day)".into());
+        }
         if self.congestion_queue_max > 1_000_000 {
             return Err("congestion_queue_max: 0 to 1000000".into());
         }

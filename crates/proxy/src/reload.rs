@@ -42,7 +42,7 @@ fn merge(old: &Settings, new: Settings) -> (Settings, Vec<&'static str>) {
         log log_format;
         stay:
         auth announce listen reuse_port tls_listen proxy_protocol proxy_protocol_trusted unix_socket unix_socket_mode http upstream shards
-        max_staleness_ms cache_bytes cache_value_max_bytes counting hot_set feed_token
+        max_staleness_ms stale_on_error_ms cache_bytes cache_value_max_bytes counting hot_set feed_token
         copies_max_staleness_ms copies_clock_skew_ms
     )
 }

@@ -121,6 +121,9 @@ pub struct Settings {
     pub congestion_queue_max: u32,
     /// How long a request waits in line, in milliseconds.
     pub congestion_queue_timeout_ms: u64,
+    /// How long after its last proof a hot key's value may be answered while its node cannot answer, in
+    /// milliseconds; 0 is never.
+    pub stale_on_error_ms: u64,
     /// Whether any read goes to a replica, whatever `read_from` and plans say.
     pub replica_reads: bool,
     /// Where reads go.
@@ -337,6 +340,7 @@ impl Default for Settings {
             congestion_limit_min: 32,
             congestion_queue_max: 8_192,
             congestion_queue_timeout_ms: 1_000,
+            stale_on_error_ms: 0,
             replica_reads: true,
             read_from: ReadFrom::Primary,
             read_your_writes: ReadYourWrites::Connection,

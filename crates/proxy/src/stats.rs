@@ -68,6 +68,7 @@ macro_rules! stats {
 stats! {
     Counter requests "Requests received from clients."
     Counter local_hits "Reads answered from the local cache."
+    Counter stale_answers "Reads answered with the last proved value because their node could not answer."
     Counter fills "Upstream reads made to fill the local cache."
     Counter fill_joins "Reads that waited for a fill already under way."
     Counter fills_stored "Fills whose value was stored."

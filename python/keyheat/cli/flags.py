@@ -55,6 +55,7 @@ FLAGS: Final[dict[str, tuple[str, str]]] = {
     "congestion_limit_min": ("N", "The least that the limit falls to, per thread."),
     "congestion_queue_max": ("N", "Places in line for a node, per thread."),
     "congestion_queue_timeout_ms": ("MS", "How long a request waits in line."),
+    "stale_on_error_ms": ("MS", "How stale a hot key's value may be while its node cannot answer; 0: never."),
     "replica_reads": ("", "Read from replicas where read_from or a plan says so."),
     "read_from": ("WHERE", "primary, prefer-replica, replica or hot-only."),
     "read_your_writes": (

@@ -142,6 +142,7 @@ class ProxySettings(BaseModel):
     congestion_limit_min: _Amount = 32
     congestion_queue_max: Annotated[int, Field(ge=0, le=1_000_000)] = 8_192
     congestion_queue_timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = 1_000
+    stale_on_error_ms: Annotated[int, Field(ge=0, le=86_400_000)] = 0
 
     # Where reads go.
     replica_reads: bool = True

@@ -447,6 +447,11 @@ impl<X> LocalCache<X> {
         self.group_of(token).is_none() || !self.epochs.is_current(token.key_hash, token.stamp)
     }
 
+    /// Whether this process has written the token's key since it was taken.
+    pub fn is_overwritten(&self, token: &Token) -> bool {
+        !self.epochs.is_current(token.key_hash, token.stamp)
+    }
+
     /// The token's group, if it and the generation it belongs to are still there.
     fn group_of(&self, token: &Token) -> Option<&Group> {
         let source = self.source(token.source)?;

@@ -2,7 +2,9 @@
 //!
 //! - [`breaker`]: whether anything is sent to a node at all
 //! - [`gradient`]: how much may be on its way there at once
+//! - [`stale`]: what is answered from while it cannot
 
 pub mod breaker;
 pub mod gradient;
 mod outcomes;
+pub mod stale;

@@ -34,15 +34,15 @@ pub(super) struct Fill {
     node: u32,
     key: Box<[u8]>,
     key_hash: u64,
-    frame: Box<[u8]>,
-    identity: u64,
-    protocol: Protocol,
-    db: u32,
+    pub frame: Box<[u8]>,
+    pub identity: u64,
+    pub protocol: Protocol,
+    pub db: u32,
     fields: Option<Box<[u8]>>,
     token: Token,
-    waiters: Vec<Ticket>,
+    pub waiters: Vec<Ticket>,
     /// When the value was asked for; `None` while the key is being registered.
-    read_sent_at: Option<Nanos>,
+    pub read_sent_at: Option<Nanos>,
     value: Option<Vec<u8>>,
     ttl: Option<Option<Ttl>>,
     has_stable_fields: Option<bool>,
@@ -56,7 +56,7 @@ impl Fill {
 }
 
 /// What else changes the reply to a command.
-fn variant(protocol: Protocol, db: u32) -> u64 {
+pub(super) fn variant(protocol: Protocol, db: u32) -> u64 {
     u64::from(db) << 1 | u64::from(protocol == Protocol::Resp3)
 }
 
@@ -389,13 +389,9 @@ impl Shard {
                 self.mark_upstream(index);
             }
             Err(text) => {
-                self.stats.upstream_errors.add(1);
-                if let Some(client) = self.client(ticket.client) {
-                    let mut error = Vec::new();
-                    encode::error(&mut error, &text);
-                    client.deliver(ticket.seq, &error, true);
-                }
-                self.mark_client(ticket.client);
+                let mut pending = Pending::new(Owner::Client(ticket), frame.len(), self.now);
+                pending.flags = Pending::HAS_KEY;
+                self.give_up(&pending, frame, &text);
             }
         }
     }
@@ -474,13 +470,13 @@ impl Shard {
         if !is_done {
             return;
         }
-        let Some(fill) = self.fills.remove(&number) else {
+        let Some(mut fill) = self.fills.remove(&number) else {
             return;
         };
         if self.fill_of.get(&fill.identity) == Some(&number) {
             self.fill_of.remove(&fill.identity);
         }
-        let (Some(value), Some(ttl)) = (fill.value, fill.ttl) else {
+        let (Some(value), Some(ttl)) = (fill.value.take(), fill.ttl) else {
             return;
         };
         let is_error = matches!(value.first(), Some(b'-' | b'!'));
@@ -501,7 +497,10 @@ impl Shard {
             return;
         }
         match self.cache.store(&fill.token, &query, &value, ttl, self.now) {
-            Stored::Yes => self.stats.fills_stored.add(1),
+            Stored::Yes => {
+                self.stats.fills_stored.add(1);
+                self.keep_for_errors(&fill, &fill.token, &value, ttl);
+            }
             Stored::TooBig | Stored::Full => {
                 self.not_worth.insert(fill.key_hash, self.now + NOT_WORTH);
             }

@@ -375,10 +375,7 @@ impl Shard {
                 continue;
             }
             self.settle_access(&pending, up.primary, 0, &frame);
-            self.stats.upstream_errors.add(1);
-            let mut error = Vec::new();
-            encode::error(&mut error, text);
-            self.give(&pending, &error);
+            self.give_up(&pending, &frame, text);
         }
     }
 

@@ -33,7 +33,6 @@
 //! Source: the Python client's `Shedder`; holding readers back is TCP's way, and Envoy's.
 
 use keyheat_core::Nanos;
-use keyheat_resp::encode;
 
 use super::upstream::{Owner, Pending, Role, Upstream};
 use super::Shard;
@@ -107,13 +106,10 @@ impl Shard {
                 late.append(&mut up.take_late(until));
             }
         }
-        let mut error = Vec::new();
-        encode::error(&mut error, text);
         for (pending, frame) in late {
             self.settle_access(&pending, node, 0, &frame);
-            self.stats.upstream_errors.add(1);
             self.stats.turned_back.add(1);
-            self.give(&pending, &error);
+            self.give_up(&pending, &frame, text);
         }
     }
 

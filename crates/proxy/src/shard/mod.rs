@@ -26,6 +26,7 @@
 //! - `jobs`: requests split over nodes
 //! - `fill`: the local cache; `tracking`: invalidations and heartbeats
 //! - `replicas`: reads from replicas; `copies`: reads from copies, and writes that void them
+//! - `stale`: what is answered while a node cannot
 //! - `count`: accesses counted, keys nominated
 //! - `settings`: settings that change
 //! - `bounds`: clients that are let go
@@ -57,6 +58,7 @@ mod serve;
 mod session;
 mod settings;
 mod shard_channels;
+mod stale;
 mod subscribe;
 mod tracking;
 mod upstream;
@@ -75,6 +77,7 @@ use keyheat_core::detect::{Nominator, ShardReport};
 use keyheat_core::fence::WriteEpochs;
 use keyheat_core::hash::{ByHash, KeyHasher};
 use keyheat_core::lockmarks::LockMarks;
+use keyheat_core::overload::stale::StaleStore;
 use keyheat_core::window::{Totals, Window};
 use keyheat_core::Nanos;
 use keyheat_resp::request::RequestParser;
@@ -281,6 +284,7 @@ pub(crate) struct Shard {
     hot: Arc<HotView>,
     hits: ByHash<Hits>,
     cache: LocalCache,
+    stale: StaleStore,
     cache_on: bool,
     epochs: Arc<WriteEpochs>,
     own_writes: Arc<[WriteTimes]>,
@@ -340,8 +344,9 @@ impl Shard {
         // From the first access on; the first tick knows the traffic and sets them anew.
         let (ops, bytes) = parts.nominator.check_steps(&Totals::default(), span);
         window.set_check_steps(ops, bytes);
+        let (stale, cache_bytes) = stale::divide((s.cache_bytes / shards).max(64 * 1024), s);
         let cache = CacheSettings {
-            max_bytes: (s.cache_bytes / shards).max(64 * 1024),
+            max_bytes: cache_bytes,
             value_max_bytes: s.cache_value_max_bytes,
             max_staleness: Duration::from_millis(s.max_staleness_ms),
             max_entries: (s.cache_bytes / shards / 64).max(1024),
@@ -385,6 +390,7 @@ impl Shard {
             hot: Arc::new(HotView::default()),
             hits: ByHash::default(),
             cache: LocalCache::new(cache, Arc::clone(&parts.epochs)),
+            stale,
             cache_on: s.local_cache && s.may_cache(),
             epochs: parts.epochs,
             own_writes: parts.own_writes,
@@ -767,7 +773,9 @@ impl Shard {
         }
         self.expire_parked();
         self.look_after_astray();
-        self.stats.cache_bytes.set(self.cache.bytes() as i64);
+        self.renew_stale();
+        let cache_bytes = self.cache.bytes() + self.stale.bytes();
+        self.stats.cache_bytes.set(cache_bytes as i64);
         self.stats.cache_entries.set(self.cache.len() as i64);
         self.bound_buffers();
         if self.now >= self.next_rest {

@@ -139,10 +139,8 @@ impl Shard {
                 self.mark_upstream(index);
             }
             Err(text) => {
-                let mut error = Vec::new();
-                encode::error(&mut error, &text);
                 self.settle_access(&pending, node, 0, frame);
-                self.give(&pending, &error);
+                self.give_up(&pending, frame, &text);
             }
         }
     }

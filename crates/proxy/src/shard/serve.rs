@@ -600,7 +600,7 @@ impl Shard {
         let index = match opened {
             Ok(index) => index,
             Err(_) if self.must_wait(id, node) => return Flow::Wait,
-            Err(text) => return self.refuse_upstream(id, &text),
+            Err(text) => return self.refuse_or_stale(id, frame, flags, &text),
         };
         let now = self.now;
         let losses = self.nodes[node as usize].losses;

@@ -55,6 +55,7 @@ impl Shard {
     }
 
     pub(super) fn on_tracking_lost(&mut self, node: u32, why: &str) {
+        self.renew_stale();
         self.cache.source_down(Self::source(node));
         let state = &mut self.nodes[node as usize];
         state.tracking = None;

@@ -412,6 +412,17 @@ impl Shard {
         is_allowed
     }
 
+    /// Whether the server has allowed a user a line just now; it is not asked.
+    pub(super) fn is_permitted(&self, user: u32, frame: &[u8]) -> bool {
+        let identity = self.hasher.hash(frame) ^ u64::from(user).rotate_left(32);
+        let known = self.permits.get(&identity);
+        let said_at = known
+            .filter(|p| p.user == user && *p.frame == *frame)
+            .and_then(|p| p.said_at);
+        let is_fresh = |at| self.now.saturating_sub(at) <= self.permit_bound();
+        self.now >= self.blind_until && said_at.is_some_and(is_fresh)
+    }
+
     fn ask_permit(&mut self, identity: u64, user: u32, request: &Request<'_>, node: u32) {
         if self.permits.len() >= PERMITS_MAX {
             self.permits.clear();

@@ -4,6 +4,7 @@ import contextlib
 import re
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import redis
 
 from keyheat.server.embedded import EmbeddedServer
 from tests.proxy.test_bad_days import ask, client, connect, is_up
-from tests.proxy.test_breaker import stats
+from tests.proxy.test_breaker import burn, stats
 
 Eventually = Callable[..., Any]
 TIGHT = {
@@ -167,3 +168,78 @@ def test_sessions_are_not_limited(
         for n in range(20):
             assert ask(pushes, b"RPUSH l v\r\n").startswith(b":"), n
         assert all(lines(each, 5).endswith(b"v\r\n") for each in waiting)
+
+
+def metrics(proxy: Any) -> dict[str, float]:
+    """Series and values, the node's address left out."""
+    with urllib.request.urlopen(f"http://{proxy.http}/metrics") as page:
+        text = page.read().decode()
+    for name in re.findall(r"^(keyheat_node_\w+)\{", text, re.MULTILINE):
+        assert f"# HELP {name} " in text
+        assert f"# TYPE {name} " in text
+    pairs = re.findall(r"^(keyheat_\w+(?:\{[^}]*\})?) (\S+)$", text, re.MULTILINE)
+    return {re.sub(r'node="[^"]*",?', "", name): float(value) for name, value in pairs}
+
+
+def test_metrics_say_of_each_node_what_is_on_its_way_in_line_and_turned_back(
+    own_server: EmbeddedServer, proxy_factory: Any, eventually: Eventually
+) -> None:
+    proxy = proxy_factory(own_server.address, **(TIGHT | {"breaker_silence_ms": 600}))
+    eventually(lambda: is_up(proxy))
+    with contextlib.ExitStack() as stack:
+        own_server.pause()
+        for _ in range(9):
+            stack.enter_context(connect(proxy)).sendall(b"GET n\r\n")
+        eventually(lambda: metrics(proxy)["keyheat_node_in_flight{}"] == 4)
+        seen = metrics(proxy)
+        assert seen["keyheat_node_queued{}"] == 4
+        assert seen["keyheat_node_limit{}"] == 4
+        assert seen["keyheat_node_turned_back_total{}"] == 1
+        assert seen['keyheat_node_breaker_shards{state="closed"}'] == 1
+        # Once it is silent for good, those in line are told.
+        eventually(lambda: metrics(proxy)["keyheat_node_turned_back_total{}"] == 5)
+        seen = metrics(proxy)
+        assert seen["keyheat_node_queued{}"] == 0
+        assert seen['keyheat_node_breaker_shards{state="closed"}'] == 0
+        assert seen["keyheat_node_breaker_opened_total{}"] >= 1
+        own_server.resume()
+        eventually(lambda: metrics(proxy)['keyheat_node_breaker_shards{state="closed"}'] == 1)
+        assert metrics(proxy)["keyheat_node_in_flight{}"] == 0
+
+
+def test_the_limit_follows_how_long_the_node_takes_and_comes_back(
+    own_server: EmbeddedServer, proxy_factory: Any, eventually: Eventually
+) -> None:
+    proxy = proxy_factory(
+        own_server.address, shards=1, congestion_limit_min=2, congestion_limit_max=32, breaker_slow_rate=2
+    )
+    eventually(lambda: is_up(proxy))
+    stop = threading.Event()
+
+    def load(request: bytes) -> None:
+        with connect(proxy) as s:
+            while not stop.is_set():
+                s.sendall(request)
+                lines(s, 1)
+
+    def run(request: bytes) -> list[threading.Thread]:
+        stop.clear()
+        threads = [threading.Thread(target=load, args=(request,)) for _ in range(30)]
+        for each in threads:
+            each.start()
+        return threads
+
+    threads = run(burn(0.02))
+    try:
+        eventually(lambda: metrics(proxy)["keyheat_node_limit{}"] < 16)
+    finally:
+        stop.set()
+        for each in threads:
+            each.join()
+    threads = run(b"INCR n\r\n")
+    try:
+        eventually(lambda: metrics(proxy)["keyheat_node_limit{}"] > 24)
+    finally:
+        stop.set()
+        for each in threads:
+            each.join()

@@ -24,6 +24,7 @@ use crate::copies::maker::ToMaker;
 use crate::copies::names::{Beside, PREFIX};
 use crate::feed::{Feed, Feeds};
 use crate::hotview::{CopiedKey, HotPlan, HotView};
+use crate::node_stats::Reports;
 use crate::parts;
 use crate::settings::{HotSetFrom, Settings};
 use crate::shard::{Answer, Hits, PollReply, Question, ShardSettings, Ticket, ToShard};
@@ -138,6 +139,7 @@ pub(crate) struct Shared {
     /// What TLS takes, as it was read last.
     pub credentials: Arc<ArcSwap<Credentials>>,
     pub stats: Vec<Arc<ShardStats>>,
+    pub node_stats: Vec<Reports>,
     pub hot: ArcSwap<HotNow>,
     pub topology: ArcSwapOption<Topology>,
     pub topology_error: Mutex<String>,

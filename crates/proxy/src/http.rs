@@ -20,6 +20,7 @@ use serde_json::{json, Value};
 use tokio::sync::oneshot;
 
 use crate::control::Shared;
+use crate::node_stats;
 use crate::settings::ReadYourWrites;
 use crate::shard::same;
 use crate::stats::sums;
@@ -350,6 +351,8 @@ pub(crate) fn metrics(shared: &Shared) -> String {
             "# HELP keyheat_{name} {help}\n# TYPE keyheat_{name} gauge\nkeyheat_{name} {value}\n"
         );
     }
+    let topology = shared.topology.load();
+    node_stats::write_metrics(&mut out, &shared.node_stats, topology.as_deref());
     out
 }
 

@@ -29,6 +29,7 @@ pub mod hotview;
 mod http;
 mod listen;
 mod listener;
+mod node_stats;
 mod overload_settings;
 mod own_writes;
 mod parts;
@@ -61,6 +62,7 @@ use control::{Control, ShardHandle, Shared, ToControl};
 use copies::maker::Maker;
 use listen::Acceptor;
 use listener::{bind, Front, Listener, Sharing};
+use node_stats::Reports;
 use own_writes::WriteTimes;
 use settings::Settings;
 use shard::{Shard, ShardParts, ToShard};
@@ -111,6 +113,7 @@ impl Proxy {
             settings: ArcSwap::new(Arc::clone(&settings)),
             credentials,
             stats: stats.clone(),
+            node_stats: stats.iter().map(|_| Reports::default()).collect(),
             hot: ArcSwap::default(),
             topology: ArcSwapOption::empty(),
             topology_error: Mutex::new("not looked at yet".into()),
@@ -143,6 +146,7 @@ impl Proxy {
                 inbox: messages,
                 control: control.clone(),
                 stats,
+                node_stats: Arc::clone(&shared.node_stats[index]),
                 epochs: Arc::clone(&epochs),
                 own_writes: Arc::clone(&own_writes),
                 locks: Arc::clone(&shared.locks),

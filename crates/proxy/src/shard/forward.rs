@@ -134,7 +134,10 @@ impl Shard {
         db: u32,
         user: u32,
     ) -> Result<u32, String> {
-        self.check_pause(node)?;
+        if let Err(text) = self.check_pause(node) {
+            self.note_turned_back(node, u64::from(role == Role::Shared));
+            return Err(text);
+        }
         let Some(addr) = self
             .topology
             .as_ref()

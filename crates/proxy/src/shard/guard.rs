@@ -16,7 +16,7 @@
 //!
 //! What many requests share is counted once: they lie on one connection, so one slow command (a script of two
 //! seconds) makes all behind it slow, and a connection that is lost fails all of them. Hence a few answers
-//! are timed, at most [`MARKS`] at once per connection, and a lost connection is one failure.
+//! are timed, at most eight at once per connection, and a lost connection is one failure.
 //!
 //! Why per shard and not shared: a shard's connections fail on their own, what it sees it sees in one thread
 //! without an atomic, and a node that is down costs each shard one attempt per pause. The price: each shard
@@ -37,19 +37,14 @@ use keyheat_core::overload::gradient::GradientLimit;
 use keyheat_core::Nanos;
 
 use super::upstream::{Role, Stage, Upstream};
-use super::users::SERVICE;
 use super::{Shard, TICK};
 use keyheat_net::clock::{MS, SEC};
 
-/// Answers of a connection that are timed at once.
-const MARKS: usize = 8;
 const TICKS_PER_S: f64 = (SEC / TICK) as f64;
-/// A node has answered on a new connection: so much later it must have answered on the old ones too.
-const GRACE: Nanos = 200 * MS;
 
 /// Why a breaker is open.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Cause {
+pub(super) enum Cause {
     #[default]
     Unreachable,
     Silent,
@@ -59,8 +54,8 @@ enum Cause {
 /// What a shard knows of how a node does.
 #[derive(Default)]
 pub(super) struct Guard {
-    breaker: Breaker,
-    cause: Cause,
+    pub breaker: Breaker,
+    pub cause: Cause,
     why: String,
     /// The word with which the node last refused.
     code: &'static str,
@@ -71,52 +66,16 @@ pub(super) struct Guard {
     slow: u32,
     took: Nanos,
     peak: u32,
-    limit: GradientLimit,
+    pub limit: GradientLimit,
     /// Answers per second, smoothed.
     rate: f64,
     /// It is not closed: whatever is heard is looked at.
     is_watched: bool,
     /// When it answered on a new connection while it was left alone.
-    answered_at: Nanos,
-    prober: Option<u32>,
-}
-
-/// Places in what is sent on a connection, and when they were sent: their answers are timed.
-#[derive(Default)]
-pub(super) struct Marks {
-    ring: [(usize, Nanos); MARKS],
-    first: usize,
-    count: usize,
-}
-
-impl Marks {
-    /// All up to `end` was sent by now.
-    #[inline]
-    pub fn set(&mut self, end: usize, now: Nanos) {
-        if self.count < MARKS {
-            self.ring[(self.first + self.count) % MARKS] = (end, now);
-            self.count += 1;
-        }
-    }
-
-    /// How long the oldest mark took, where it is answered.
-    #[inline]
-    fn take(&mut self, acked: usize, now: Nanos) -> Option<Nanos> {
-        let (end, at) = self.ring[self.first];
-        if self.count == 0 || end > acked {
-            return None;
-        }
-        self.first = (self.first + 1) % MARKS;
-        self.count -= 1;
-        Some(now.saturating_sub(at))
-    }
-
-    /// So many bytes were forgotten.
-    pub fn shift(&mut self, bytes: usize) {
-        for (end, _) in &mut self.ring {
-            *end = end.saturating_sub(bytes);
-        }
-    }
+    pub answered_at: Nanos,
+    pub prober: Option<u32>,
+    pub turned_back: u64,
+    pub stale_answers: u64,
 }
 
 impl Shard {
@@ -160,14 +119,19 @@ impl Shard {
             return Ok(());
         }
         if !may {
-            self.stats.turned_back.add(1);
+            self.note_turned_back(node, 1);
             return Err(self.why_not(node));
         }
         Err(self.too_many(node, under_way))
     }
 
-    /// Requests that are on their way to a node on shared connections.
-    fn under_way(&self, node: u32) -> usize {
+    pub(super) fn note_turned_back(&mut self, node: u32, count: u64) {
+        self.stats.turned_back.add(count);
+        self.nodes[node as usize].guard.turned_back += count;
+    }
+
+    /// Requests that are on their way to a node on shared connections, and in line.
+    pub(super) fn under_way(&self, node: u32) -> usize {
         let shared = self.nodes[node as usize].shared.iter();
         let found = shared.filter_map(|&(_, _, _, index)| self.upstreams.get(index as usize));
         found.map(|up| up.pending.len()).sum()
@@ -229,7 +193,7 @@ impl Shard {
         );
     }
 
-    fn fail(&mut self, node: u32, cause: Cause, why: &str) {
+    pub(super) fn fail(&mut self, node: u32, cause: Cause, why: &str) {
         let chance = self.draw();
         let guard = &mut self.nodes[node as usize].guard;
         let settings = &self.overload.breaker;
@@ -379,21 +343,6 @@ impl Shard {
         }
     }
 
-    /// A shared connection to a node on which something is asked, and nothing is said.
-    fn silent(&self, node: u32) -> Option<u32> {
-        let is_silent = |index: &u32| {
-            let up = self.upstreams.get(*index as usize);
-            up.filter(|up| up.stage == Stage::Ready).is_some_and(|up| {
-                let asked_at = up.pending.front().map_or(self.now, |p| p.sent_at);
-                let since = asked_at.max(up.heard_at);
-                self.now.saturating_sub(since) > self.overload.silence
-            })
-        };
-        let shared = self.nodes[node as usize].shared.iter();
-        let mut indexes = shared.map(|&(_, _, _, index)| index);
-        indexes.find(is_silent)
-    }
-
     /// On every tick.
     pub(super) fn look_after_nodes(&mut self) {
         for node in 0..self.nodes.len() as u32 {
@@ -407,44 +356,7 @@ impl Shard {
             self.set_gate(node);
             self.look_after_line(node);
         }
-    }
-
-    fn look_for_silence(&mut self, node: u32) {
-        let silent = self.silent(node);
-        let guard = &mut self.nodes[node as usize].guard;
-        match (guard.breaker.state(), silent) {
-            (State::Closed | State::Recovering, Some(_)) => {
-                let why = format!(
-                    "has answered nothing for {} ms",
-                    self.settings.breaker_silence_ms
-                );
-                self.fail(node, Cause::Silent, &why);
-                self.want_look();
-            }
-            (State::HalfOpen, Some(index)) => match guard.answered_at {
-                0 => self.probe(node),
-                at if self.now > at + GRACE => {
-                    self.close_upstream(index, "it answers elsewhere, and nothing here");
-                }
-                _ => {}
-            },
-            (State::Open | State::HalfOpen, None) if guard.cause == Cause::Silent => {
-                // Its connection was lost or has answered: now it is to be seen what it does.
-                guard.cause = Cause::Failing;
-            }
-            _ => {}
-        }
-    }
-
-    /// Asks a node over a new connection whether it is there: its set-up is the question.
-    fn probe(&mut self, node: u32) {
-        let prober = self.nodes[node as usize].guard.prober;
-        if prober.is_some_and(|index| self.upstreams.get(index as usize).is_some()) {
-            return;
-        }
-        let (protocol, db) = self.usual();
-        let opened = self.open(node, Role::Pinned(None), protocol, db, SERVICE);
-        self.nodes[node as usize].guard.prober = opened.ok();
+        self.report_nodes();
     }
 
     /// From how many requests on their way each further one is looked at.
@@ -516,22 +428,5 @@ mod tests {
         ] {
             assert_eq!(failure(answer), None);
         }
-    }
-
-    #[test]
-    fn marks_time_what_was_answered() {
-        let mut marks = Marks::default();
-        assert_eq!(marks.take(100, 5), None);
-        marks.set(10, 1);
-        marks.set(20, 2);
-        assert_eq!(marks.take(9, 5), None);
-        assert_eq!(marks.take(10, 5), Some(4));
-        marks.shift(10);
-        assert_eq!(marks.take(9, 6), None);
-        assert_eq!(marks.take(10, 6), Some(4));
-        for i in 0..20 {
-            marks.set(i, 0);
-        }
-        assert_eq!((0..20).filter_map(|_| marks.take(100, 1)).count(), MARKS);
     }
 }

@@ -85,7 +85,7 @@ impl Shard {
             return false;
         }
         let is_clear = self.client(id).is_none_or(|c| c.is_clear());
-        self.stats.turned_back.add(u64::from(is_clear));
+        self.note_turned_back(node, u64::from(is_clear));
         !is_clear
     }
 
@@ -108,7 +108,7 @@ impl Shard {
         }
         for (pending, frame) in late {
             self.settle_access(&pending, node, 0, &frame);
-            self.stats.turned_back.add(1);
+            self.note_turned_back(node, 1);
             self.give_up(&pending, &frame, text);
         }
     }

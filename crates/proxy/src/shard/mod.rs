@@ -30,7 +30,8 @@
 //! - `count`: accesses counted, keys nominated
 //! - `settings`: settings that change
 //! - `bounds`: clients that are let go
-//! - `guard`: nodes that fail are left alone; `line`: what waits for one that is crowded
+//! - `guard`: nodes that fail are left alone; `silence`: those that say nothing; `marks`: answers that are timed;
+//!   `line`: what waits for one that is crowded; `node_report`: how they do
 //! - `gather`: how many requests go upstream in one write
 
 mod ask;
@@ -50,6 +51,8 @@ mod jobs;
 mod keyspace;
 mod line;
 mod locals;
+mod marks;
+mod node_report;
 mod own;
 mod redirect;
 mod replicas;
@@ -58,6 +61,7 @@ mod serve;
 mod session;
 mod settings;
 mod shard_channels;
+mod silence;
 mod stale;
 mod subscribe;
 mod tracking;
@@ -87,6 +91,7 @@ use slab::Slab;
 
 use crate::control::ToControl;
 use crate::hotview::HotView;
+use crate::node_stats::Reports;
 use crate::overload_settings::Overload;
 use crate::own_writes::WriteTimes;
 use crate::seldom::Seldom;
@@ -179,6 +184,7 @@ pub(crate) struct ShardParts {
     pub inbox: Receiver<ToShard>,
     pub control: Sender<ToControl>,
     pub stats: Arc<ShardStats>,
+    pub node_stats: Reports,
     pub epochs: Arc<WriteEpochs>,
     pub own_writes: Arc<[WriteTimes]>,
     pub locks: Arc<LockMarks>,
@@ -244,6 +250,7 @@ pub(crate) struct Shard {
     inbox: Receiver<ToShard>,
     control: Sender<ToControl>,
     stats: Arc<ShardStats>,
+    node_stats: Reports,
 
     clients: Slab<Client>,
     /// Waits of clients that are being ended.
@@ -362,6 +369,7 @@ impl Shard {
             inbox: parts.inbox,
             control: parts.control,
             stats: parts.stats,
+            node_stats: parts.node_stats,
             clients: Slab::new(),
             astray: Vec::new(),
             unblocking: Slab::new(),
@@ -754,6 +762,8 @@ impl Shard {
         self.tick();
     }
 
+    /// Kept out of `run_timers`, which every turn goes through.
+    #[cold]
     fn tick(&mut self) {
         self.nominated.clear();
         let window = Duration::from_millis(self.settings.window_ms);

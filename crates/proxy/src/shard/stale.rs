@@ -94,8 +94,9 @@ impl Shard {
         if self.cache.is_overwritten(token) {
             return None;
         }
-        let reply = reply.to_vec();
+        let (reply, node) = (reply.to_vec(), token.source().0);
         self.stats.stale_answers.add(1);
+        self.nodes[node as usize].guard.stale_answers += 1;
         Some(reply)
     }
 

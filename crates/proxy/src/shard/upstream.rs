@@ -12,7 +12,7 @@ use keyheat_resp::reply::ReplyScanner;
 use keyheat_resp::{encode, Protocol};
 
 use super::client::{ClientId, Ticket};
-use super::guard::Marks;
+use super::marks::Marks;
 use crate::stream::Stream;
 
 /// What a connection is for.

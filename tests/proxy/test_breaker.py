@@ -167,6 +167,21 @@ def test_one_slow_script_turns_nobody_back(
     assert stats(proxy)["turned_back"] == 0
 
 
+def test_a_node_that_takes_no_more_connections_is_served_from_on_those_there_are(
+    own_server: EmbeddedServer, proxy_factory: Any, eventually: Eventually
+) -> None:
+    proxy = proxy_factory(own_server.address, shards=1)
+    eventually(lambda: is_up(proxy))
+    with own_server.client() as direct, connect(proxy) as s, connect(proxy) as blocks:
+        assert ask(s, b"SET k v\r\n") == b"+OK\r\n"
+        direct.config_set("maxclients", 1)
+        assert b"cannot be reached" in ask(blocks, b"BLPOP l 1\r\n")
+        for _ in range(100):
+            assert ask(s, b"GET k\r\n") == b"$1\r\nv\r\n"
+        direct.config_set("maxclients", 1000)
+        eventually(lambda: ask(blocks, b"BLPOP l 0.01\r\n") == b"*-1\r\n")
+
+
 def test_a_session_goes_on_while_its_node_is_left_alone(
     own_server: EmbeddedServer, proxy_factory: Any, eventually: Eventually
 ) -> None:

@@ -126,6 +126,12 @@ impl Breaker {
         self.in_a_row
     }
 
+    /// When the first of the openings in a row was.
+    #[must_use]
+    pub fn failing_since(&self) -> Nanos {
+        self.failing_since
+    }
+
     /// Until the next try; 0 unless open.
     #[must_use]
     pub fn retry_after(&self, now: Nanos) -> Nanos {

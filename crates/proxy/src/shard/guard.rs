@@ -3,7 +3,8 @@
 //! What it is: a circuit breaker per node (`keyheat_core::overload::breaker`), fed with what happens on the
 //! connections that clients share. One mechanism for all that can be wrong with a node:
 //!
-//! - *It cannot be connected to*, or does not get through a connection's set-up: opens at once.
+//! - *It cannot be connected to*, or does not get through a connection's set-up: opens at once. Where a connection
+//!   from before still stands (the server has as many clients as it may have), only new ones are not tried.
 //! - *It answers nothing*: something asked on a shared connection has waited `breaker_silence_ms`, and no byte
 //!   has come on it meanwhile: opens at once.
 //! - *Too many requests fail*, or too many answers are slow, over a sliding window.
@@ -106,11 +107,13 @@ impl Shard {
     pub(super) fn admit(&mut self, node: u32) -> Result<(), String> {
         let (now, under_way) = (self.now, self.under_way(node));
         let is_silent = self.silent(node).is_some();
+        let has_way = self.has_way(node);
         let guard = &mut self.nodes[node as usize].guard;
         guard.breaker.advance(now);
         let is_half_open = guard.breaker.state() == State::HalfOpen;
         let settings = &self.overload.breaker;
         let may = !self.overload.has_breaker
+            || has_way
             || !(is_half_open && is_silent) && guard.breaker.admit(now, under_way, settings);
         self.set_gate(node);
         let state = &mut self.nodes[node as usize];
@@ -123,6 +126,17 @@ impl Shard {
             return Err(self.why_not(node));
         }
         Err(self.too_many(node, under_way))
+    }
+
+    /// Whether only new connections to a node fail (it has as many clients as it may have), and one that there
+    /// was before still stands: the requests of those who share it go on.
+    fn has_way(&self, node: u32) -> bool {
+        let state = &self.nodes[node as usize];
+        let since = state.guard.breaker.failing_since();
+        let shared = state.shared.iter();
+        let mut found = shared.filter_map(|&(_, _, _, index)| self.upstreams.get(index as usize));
+        state.guard.cause == Cause::Unreachable
+            && found.any(|up| up.stage == Stage::Ready && up.opened_at < since)
     }
 
     pub(super) fn note_turned_back(&mut self, node: u32, count: u64) {
@@ -210,8 +224,10 @@ impl Shard {
         let is_first = guard.breaker.in_a_row() == 1;
         let pause_ms = guard.breaker.retry_after(self.now) / MS;
         self.set_gate(node);
-        let text = self.why_not(node);
-        self.turn_back_late(node, 0, &text);
+        if !self.has_way(node) {
+            let text = self.why_not(node);
+            self.turn_back_late(node, 0, &text);
+        }
         // Shards find out together.
         if is_first && self.index == 0 {
             tracing::warn!(upstream = %self.node_name(node), pause_ms, "left alone: it {why}");

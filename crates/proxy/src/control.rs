@@ -23,7 +23,7 @@ use mio::Waker;
 use crate::copies::maker::ToMaker;
 use crate::copies::names::{Beside, PREFIX};
 use crate::feed::{Feed, Feeds};
-use crate::hotview::{CopiedKey, HotPlan, HotView};
+use crate::hotview::{CopiedKey, HotPlan, HotView, ReadLimits};
 use crate::node_stats::Reports;
 use crate::parts;
 use crate::settings::{HotSetFrom, Settings};
@@ -185,6 +185,7 @@ pub(crate) struct Control {
     maker: Sender<ToMaker>,
     copied: ByHash<Copied>,
     sent_copied: ByHash<CopiedKey>,
+    sent_limits: Vec<ReadLimits>,
 }
 
 impl Control {
@@ -223,6 +224,7 @@ impl Control {
             maker,
             copied: ByHash::default(),
             sent_copied: ByHash::default(),
+            sent_limits: Vec::new(),
         })
     }
 
@@ -455,6 +457,7 @@ impl Control {
     fn publish(&mut self, set: Arc<HotSet>, hits: &ByHash<Hits>, is_tick: bool) {
         let copied = self.copied_now(&set);
         let mut plans = ByHash::default();
+        let limits = self.settings.read_limits();
         for key in set.iter() {
             let was = self.sent_plans.get(&key.key_hash).copied();
             let pays = self.pays(key.heat.reads_per_s, key.heat.writes_per_s, was);
@@ -466,14 +469,21 @@ impl Control {
                 copies: copied
                     .get(&key.key_hash)
                     .is_some_and(|c| c.read_after.is_some()),
+                limits: limits
+                    .iter()
+                    .position(|l| l.rule == key.rule && !is_lock)
+                    .map(|p| p as u16),
             };
             plans.insert(key.key_hash, plan);
         }
-        if plans != self.sent_plans || copied != self.sent_copied {
+        let is_other = plans != self.sent_plans || limits != self.sent_limits;
+        if is_other || copied != self.sent_copied {
             self.sent_copied.clone_from(&copied);
+            self.sent_limits.clone_from(&limits);
             let view = Arc::new(HotView {
                 plans: plans.clone(),
                 copied,
+                limits,
             });
             for shard in &self.shards {
                 let _ = shard.tell(ToShard::Hot(Arc::clone(&view)));

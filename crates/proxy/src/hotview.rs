@@ -14,6 +14,8 @@ pub struct HotPlan {
     pub replica_reads: bool,
     /// It is copied.
     pub copies: bool,
+    /// Place of its rule's limits in [`HotView::limits`].
+    pub limits: Option<u16>,
 }
 
 /// A key that has copies, or may still have some.
@@ -30,6 +32,17 @@ pub struct CopiedKey {
     pub read_after: Option<Nanos>,
 }
 
+/// How much a rule lets each of its hot keys have upstream; 0 is no limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadLimits {
+    /// The rule's name.
+    pub rule: Arc<str>,
+    /// Reads per second, per proxy.
+    pub reads_per_s_max: u32,
+    /// Reads on their way at once, per proxy.
+    pub concurrency_max: u32,
+}
+
 /// The hot keys now.
 #[derive(Debug, Default)]
 pub struct HotView {
@@ -37,6 +50,8 @@ pub struct HotView {
     pub plans: ByHash<HotPlan>,
     /// Keys with copies, by key hash.
     pub copied: ByHash<CopiedKey>,
+    /// Limits of rules that have any.
+    pub limits: Vec<ReadLimits>,
 }
 
 impl HotView {
@@ -44,6 +59,19 @@ impl HotView {
     #[must_use]
     pub fn contains(&self, key_hash: u64) -> bool {
         self.plans.contains_key(&key_hash)
+    }
+
+    /// Whether any key may be limited.
+    #[must_use]
+    pub fn has_limits(&self) -> bool {
+        !self.limits.is_empty()
+    }
+
+    /// What the key may have.
+    #[must_use]
+    pub fn limits_of(&self, key_hash: u64) -> Option<&ReadLimits> {
+        let place = self.plans.get(&key_hash)?.limits?;
+        self.limits.get(usize::from(place))
     }
 
     /// Whether a plan sends reads of the key to replicas.

@@ -4,6 +4,7 @@ use keyheat_core::overload::breaker::BreakerSettings;
 use keyheat_core::Nanos;
 use keyheat_net::clock::{MS, SEC};
 
+use crate::hotview::ReadLimits;
 use crate::settings::Settings;
 
 /// What a shard goes by.
@@ -67,6 +68,19 @@ impl Overload {
 }
 
 impl Settings {
+    /// Limits of the rules that have any.
+    pub(crate) fn read_limits(&self) -> Vec<ReadLimits> {
+        let rules = self.rules.iter().flatten();
+        let limited = rules.filter(|rule| rule.reads_per_s_max + rule.concurrency_max > 0);
+        limited
+            .map(|rule| ReadLimits {
+                rule: rule.name.as_str().into(),
+                reads_per_s_max: rule.reads_per_s_max,
+                concurrency_max: rule.concurrency_max,
+            })
+            .collect()
+    }
+
     /// Checks the settings of this file.
     ///
     /// # Errors

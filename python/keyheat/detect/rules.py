@@ -78,6 +78,9 @@ class Rule(_Strict):
     min_hot_ms: Annotated[int, Field(ge=0)] = 1000
     cooling_ms: Annotated[int, Field(ge=0)] = 3000
     plan: list[Remedy] = ["local_cache", "coalesce"]
+    # What a proxy lets each hot key have upstream; 0 is no limit. A protected client ignores them.
+    reads_per_s_max: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
+    concurrency_max: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
 
     def to_json(self) -> dict[str, Any]:
         """As the native module takes it."""

@@ -26,6 +26,12 @@ pub struct RuleSettings {
     /// The remedies: `local_cache`, `coalesce`, `copies`, `replica_reads`.
     #[serde(default)]
     pub plan: Vec<RemedySettings>,
+    /// Reads per second of each hot key that a proxy lets through upstream; 0 for all.
+    #[serde(default)]
+    pub reads_per_s_max: u32,
+    /// Reads of each hot key that a proxy has on their way at once; 0 for any number.
+    #[serde(default)]
+    pub concurrency_max: u32,
 }
 
 /// Which keys a rule is about.

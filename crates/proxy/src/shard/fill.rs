@@ -529,6 +529,8 @@ impl Shard {
         let hot = &self.hot;
         self.cache.retain(|hash| hot.caches(hash));
         self.hits.retain(|hash, _| hot.contains(*hash));
+        self.buckets
+            .retain(|hash, _| hot.limits_of(*hash).is_some());
         self.missing.retain(|hash, ()| hot.contains(*hash));
     }
 }

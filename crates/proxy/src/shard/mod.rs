@@ -26,6 +26,7 @@
 //! - `jobs`: requests split over nodes
 //! - `fill`: the local cache; `tracking`: invalidations and heartbeats
 //! - `replicas`: reads from replicas; `copies`: reads from copies, and writes that void them
+//! - `key_limits`: reads of one hot key, limited by its rule
 //! - `stale`: what is answered while a node cannot
 //! - `count`: accesses counted, keys nominated
 //! - `settings`: settings that change
@@ -48,6 +49,7 @@ mod gather;
 mod greet;
 mod guard;
 mod jobs;
+mod key_limits;
 mod keyspace;
 mod line;
 mod locals;
@@ -290,6 +292,8 @@ pub(crate) struct Shard {
 
     hot: Arc<HotView>,
     hits: ByHash<Hits>,
+    /// Reads that limited keys may still have.
+    buckets: ByHash<key_limits::Bucket>,
     cache: LocalCache,
     stale: StaleStore,
     cache_on: bool,
@@ -397,6 +401,7 @@ impl Shard {
             nominated: ByHash::default(),
             hot: Arc::new(HotView::default()),
             hits: ByHash::default(),
+            buckets: ByHash::default(),
             cache: LocalCache::new(cache, Arc::clone(&parts.epochs)),
             stale,
             cache_on: s.local_cache && s.may_cache(),

@@ -523,6 +523,11 @@ impl Shard {
                 return flow;
             }
         }
+        if !is_write && keys.count == 1 && self.hot.has_limits() {
+            if let Some(flow) = self.limit_read(id, request, &keys, node) {
+                return flow;
+            }
+        }
         if !is_write && self.has_copies(keys.hash) {
             if let Some(flow) = self.read_from_copy(id, request, command, &keys, node) {
                 return flow;

@@ -4,10 +4,11 @@
     .venv/bin/python benches/latency.py --small     half a minute
 
 Open loop: requests go out at a fixed rate, half of what relay and proxy both can do (which is measured first,
-by 50 connections that ask again as soon as they are answered), and the time of each is counted from the moment
-it was to be sent. A pair during which others took more than a tenth of the machine is run again, for a few
-minutes in all: a 99th percentile of a busy machine is that of its scheduler. Relay and proxy take turns before
-the same server; what a pair differs by is what the proxy adds. 64 B, uniform over 100,000 keys, no pipelining.
+by 50 connections that ask again as soon as they are answered), and the time of each is counted from the
+moment it was to be sent. A pair during which others took more than a tenth of the machine is run again, for a
+few minutes in all: a 99th percentile of a busy machine is that of its scheduler. Relay and proxy take turns
+before the same server; what a pair differs by is what the proxy adds. 64 B, uniform over 100,000 keys, no
+pipelining.
 """
 
 import argparse

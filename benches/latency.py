@@ -3,12 +3,14 @@
     .venv/bin/python benches/latency.py             about two minutes
     .venv/bin/python benches/latency.py --small     half a minute
 
-Open loop: requests go out at a fixed rate, half of what relay and proxy both can do (which is measured first,
-by 50 connections that ask again as soon as they are answered), and the time of each is counted from the
-moment it was to be sent. A pair during which others took more than a tenth of the machine is run again, for a
-few minutes in all: a 99th percentile of a busy machine is that of its scheduler. Relay and proxy take turns
-before the same server; what a pair differs by is what the proxy adds. 64 B, uniform over 100,000 keys, no
-pipelining.
+Open loop: requests go out at a fixed rate, half of what relay and proxy both can do (measured first, by 50
+connections that ask again as soon as they are answered), and the time of each is counted from the moment it
+was to be sent. Relay and proxy take turns before the same server; what a pair differs by is what the proxy
+adds. 64 B, uniform over 100,000 keys, no pipelining.
+
+The load generator has a core to itself, and everybody else the others: waiting for a core that the generator
+has would be measured otherwise. A pair during which other processes took more than a tenth of the machine is
+run again, for a few minutes in all: a 99th percentile of a busy machine is that of its scheduler.
 """
 
 import argparse
@@ -72,6 +74,7 @@ def main() -> int:
             stack.callback(relay.close)
             proxy = start_keyheat("keyheat", server.port, folder)
             stack.callback(proxy.close)
+            _part(server.pid, relay.pid, proxy.pid)
             patience = Patience(PATIENCE_SMALL_S if options.small else PATIENCE_S)
             found = _run(bench, server, (relay, proxy), options.pairs, patience)
         except (OSError, PeerError) as error:
@@ -106,6 +109,17 @@ def _fill(server: EmbeddedServer) -> None:
             client.mset({uniform_key(number): b"x" * VALUE_BYTES for number in numbers})
 
 
+def _part(*pids: int) -> None:
+    """Give this process, and so the load generators, one core, and all threads of the others the rest."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        return
+    os.sched_setaffinity(0, cores[:1])
+    for pid in pids:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), cores[1:])
+
+
 def _run(
     bench: Bench, server: EmbeddedServer, peers: tuple[Peer, Peer], pairs: int, patience: Patience
 ) -> dict[str, Any]:
@@ -119,7 +133,8 @@ def _run(
         order = peers if len(others) % 2 == 0 else peers[::-1]
         pair = {peer.name: bench.ask(peer, min(most) / 2) for peer in order}
         seconds = time.monotonic() - began
-        others.append((machine_busy_s() - busy - _own_s(pids) + own) / seconds / (os.cpu_count() or 1))
+        spent_s = machine_busy_s() - busy - (_own_s(pids) - own)
+        others.append(max(0.0, spent_s) / seconds / (os.cpu_count() or 1))
         print(f"[{len(others)}/{pairs}] others {others[-1]:.0%} {pair}", file=sys.stderr, flush=True)
         if patience.may_repeat(others[-1], seconds):
             others.pop()

@@ -57,6 +57,7 @@ pub struct HotView {
 impl HotView {
     /// Whether the key is hot.
     #[must_use]
+    #[inline]
     pub fn contains(&self, key_hash: u64) -> bool {
         self.plans.contains_key(&key_hash)
     }
@@ -82,6 +83,7 @@ impl HotView {
 
     /// Whether reads of the key may be answered locally.
     #[must_use]
+    #[inline]
     pub fn caches(&self, key_hash: u64) -> bool {
         self.plans.get(&key_hash).is_some_and(|p| p.local_cache)
     }

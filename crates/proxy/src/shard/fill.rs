@@ -525,6 +525,7 @@ impl Shard {
     }
 
     pub(super) fn on_hot(&mut self, view: std::sync::Arc<crate::hotview::HotView>) {
+        self.has_limits = view.has_limits();
         self.hot = view;
         let hot = &self.hot;
         self.cache.retain(|hash| hot.caches(hash));

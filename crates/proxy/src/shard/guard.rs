@@ -29,7 +29,7 @@
 //!
 //! Sessions (pinned connections) are not turned back once they are open; no new one is opened during a pause.
 //!
-//! Cost: per request one comparison ([`Shard::check_gate`]); per read from a node a few additions; the rest on
+//! Cost: per request one comparison ([`Shard::is_at_gate`]); per read from a node a few additions; the rest on
 //! the tick. Off-switch: `breaker = false`; then only failed connections make a pause, as every request would
 //! try one otherwise.
 
@@ -86,10 +86,16 @@ impl Shard {
     /// What its client is told.
     #[inline]
     pub(super) fn check_gate(&mut self, node: u32, index: u32) -> Result<(), String> {
-        if self.upstreams[index as usize].pending.len() < self.nodes[node as usize].gate {
-            return Ok(());
+        if self.is_at_gate(node, index) {
+            return self.admit(node);
         }
-        self.admit(node)
+        Ok(())
+    }
+
+    /// Whether one more request on a shared connection is to be looked at.
+    #[inline]
+    pub(super) fn is_at_gate(&self, node: u32, index: u32) -> bool {
+        self.upstreams[index as usize].pending.len() >= self.nodes[node as usize].gate
     }
 
     /// As `check_gate`, before it is known on which connection; what is for a replica passes.

@@ -27,7 +27,7 @@
 //! the plain error of a command to all of them (redis-py `ResponseError`, ioredis `ReplyError`, lettuce
 //! `RedisCommandExecutionException`), text and all, and the connection stays.
 //!
-//! Bound: limit and line are per shard and node. Cost: the comparison of [`Shard::check_gate`] per request, one
+//! Bound: limit and line are per shard and node. Cost: the comparison of [`Shard::is_at_gate`] per request, one
 //! per write to a connection; while there is a line, a walk over what is on its way per write.
 //!
 //! Source: the Python client's `Shedder`; holding readers back is TCP's way, and Envoy's.

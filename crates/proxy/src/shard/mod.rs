@@ -291,6 +291,8 @@ pub(crate) struct Shard {
     nominated: ByHash<()>,
 
     hot: Arc<HotView>,
+    /// Some rule limits its keys.
+    has_limits: bool,
     hits: ByHash<Hits>,
     /// Reads that limited keys may still have.
     buckets: ByHash<key_limits::Bucket>,
@@ -400,6 +402,7 @@ impl Shard {
             nominator: parts.nominator,
             nominated: ByHash::default(),
             hot: Arc::new(HotView::default()),
+            has_limits: false,
             hits: ByHash::default(),
             buckets: ByHash::default(),
             cache: LocalCache::new(cache, Arc::clone(&parts.epochs)),

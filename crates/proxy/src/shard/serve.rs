@@ -523,7 +523,7 @@ impl Shard {
                 return flow;
             }
         }
-        if !is_write && keys.count == 1 && self.hot.has_limits() {
+        if self.has_limits && !is_write && keys.count == 1 {
             if let Some(flow) = self.limit_read(id, request, &keys, node) {
                 return flow;
             }
@@ -595,18 +595,24 @@ impl Shard {
             return Flow::Next;
         };
         let (protocol, db) = (client.protocol, client.db);
-        let opened = if client.own.is_none() {
+        let is_shared = client.own.is_none();
+        let opened = if is_shared {
             let user = client.user;
             self.shared_as(node, protocol, db, user)
-                .and_then(|index| self.check_gate(node, index).map(|()| index))
         } else {
             self.own_connection(id, node)
         };
         let index = match opened {
             Ok(index) => index,
-            Err(_) if self.must_wait(id, node) => return Flow::Wait,
             Err(text) => return self.refuse_or_stale(id, frame, flags, &text),
         };
+        if is_shared && self.is_at_gate(node, index) {
+            match self.admit(node) {
+                Ok(()) => {}
+                Err(_) if self.must_wait(id, node) => return Flow::Wait,
+                Err(text) => return self.refuse_or_stale(id, frame, flags, &text),
+            }
+        }
         let now = self.now;
         let losses = self.nodes[node as usize].losses;
         let Some(client) = self.client(id) else {

@@ -84,7 +84,8 @@ class Rule(_Strict):
 
     def to_json(self) -> dict[str, Any]:
         """As the native module takes it."""
-        whole = self.model_dump(exclude={"levels"}, exclude_none=True)
+        unlimited = {name for name in ("reads_per_s_max", "concurrency_max") if getattr(self, name) == 0}
+        whole = self.model_dump(exclude={"levels"} | unlimited, exclude_none=True)
         return whole | {"levels": [level.to_json() for level in self.levels]}
 
 

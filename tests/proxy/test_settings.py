@@ -30,8 +30,6 @@ def test_an_exit_is_half_of_its_enter_unless_given(tmp_path: Path) -> None:
             "plan": ["local_cache"],
             "min_hot_ms": 1000,
             "cooling_ms": 3000,
-            "reads_per_s_max": 0,
-            "concurrency_max": 0,
             "levels": [
                 {
                     "metric": "reads",

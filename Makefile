@@ -4,7 +4,7 @@
 #   make demo    a hot key is found and disarmed on three local Valkey primaries
 #   make test    Rust and Python tests
 #
-# Variables: PYTHON (python3), ARGS (passed on to demo, pytest and the proxy bench), SMALL=1 (bench of a minute),
+# Variables: PYTHON (python3), ARGS (passed on to demo, pytest and the proxy bench), SMALL=1 (bench of a few minutes),
 # CARGO_TARGET_DIR (target), JOBS=2 (tests at a time).
 
 SHELL := /bin/bash
@@ -98,7 +98,7 @@ format: $(VENV)/.tools ## rewrite the sources in the house format
 	$(BIN)/ruff format
 	cargo fmt --all
 
-bench: $(VENV)/.native ## core, proxy and client figures, into benches/results/ (SMALL=1 for a minute)
+bench: $(VENV)/.native ## core, proxy and client figures, into benches/results/ (SMALL=1 for a few minutes)
 	cargo run --locked --release -p keyheat-bench-core -- $(if $(SMALL),--small)
 	$(BIN)/python benches/proxy.py $(BENCH_ARGS)
 	$(BIN)/python benches/latency.py $(if $(SMALL),--small)

@@ -11,6 +11,8 @@ use super::connection::Connection;
 use super::{host_of, join, resolve, text, Registry, ServerInfo, Topology, NO_NODE, SLOTS};
 use crate::settings::{Mode, Settings};
 
+/// How long each of several nodes is waited for before the others are asked.
+const HURRY: Duration = Duration::from_millis(250);
 /// A node that failed to answer a look is asked after the others for so long.
 const FAILED_FOR: Duration = Duration::from_secs(5);
 
@@ -60,24 +62,36 @@ impl Watcher {
             let found = self.look_at_sentinels()?;
             return Ok(self.accept(found));
         }
+        let candidates = self.candidates();
+        if candidates.len() > 1 {
+            // One that hangs must not hold up a failover that all others know of.
+            if let Ok(found) = self.look_at_any(&candidates, HURRY) {
+                return Ok(self.accept(found));
+            }
+        }
+        let found = self.look_at_any(&candidates, Duration::MAX)?;
+        Ok(self.accept(found))
+    }
+
+    /// What the first of these says whose word can be relied on.
+    ///
+    /// Args: `patience` with each of them.
+    fn look_at_any(&mut self, addresses: &[String], patience: Duration) -> Result<Found, String> {
         let mut failures = Vec::new();
         let mut doubtful = None;
-        for address in self.candidates() {
-            match self.look_at(&address) {
+        for address in addresses {
+            match self.look_at(address, patience) {
                 Ok(found) if found.is_doubtful => {
                     doubtful.get_or_insert(found);
                 }
-                Ok(found) => return Ok(self.accept(found)),
+                Ok(found) => return Ok(found),
                 Err(e) => {
                     failures.push(format!("{address}: {e}"));
-                    self.failed.insert(address, Instant::now());
+                    self.failed.insert(address.clone(), Instant::now());
                 }
             }
         }
-        match doubtful {
-            Some(found) => Ok(self.accept(found)),
-            None => Err(failures.join("; ")),
-        }
+        doubtful.ok_or_else(|| failures.join("; "))
     }
 
     /// A node that a server has named: it may own no slot yet.
@@ -140,8 +154,8 @@ impl Watcher {
         Connection::to(address, &self.settings, self.tls.as_deref(), patience)
     }
 
-    pub(super) fn look_at(&mut self, address: &str) -> Result<Found, String> {
-        let mut conn = self.connect(address, Duration::MAX)?;
+    fn look_at(&mut self, address: &str, patience: Duration) -> Result<Found, String> {
+        let mut conn = self.connect(address, patience)?;
         let server = identify(&mut conn)?;
         let wants_cluster = match self.settings.upstream.mode {
             Mode::Auto => server.is_cluster,
@@ -377,6 +391,7 @@ mod tests {
         let refusal = "-CLUSTERDOWN the cluster is down\r\n".to_owned();
         let address = server(vec![
             vec![info.clone(), commands.clone(), slots, "+OK\r\n".to_owned()],
+            vec![info.clone(), commands.clone(), refusal.clone()],
             vec![info, commands, refusal],
         ]);
         let settings = Settings {

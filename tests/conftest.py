@@ -6,6 +6,7 @@ fixtures are shared: a test that kills, pauses or reconfigures takes the `own_` 
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
     from keyheat._keyheat import Proxy
 
 CLI_TIMEOUT_S = 60.0
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C reach the commands that tests start, also where the run itself is in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Least time between two looks.
 const LOOK_MIN: Duration = Duration::from_millis(50);
 /// After something went wrong upstream: looks are this close together, for so long.
-const LOOK_EAGER: Duration = Duration::from_millis(200);
+const LOOK_EAGER: Duration = Duration::from_millis(100);
 const EAGER_FOR: Duration = Duration::from_secs(10);
 /// Longest time between two looks while none succeeds.
 const LOOK_RETRY_MAX: Duration = Duration::from_secs(2);

@@ -16,7 +16,7 @@ use super::{join, resolve, text};
 use crate::settings::UpstreamSettings;
 
 /// Who answers later than this is left out: a Sentinel or a primary that hangs must not hold up a failover.
-const ANSWER_MAX: Duration = Duration::from_millis(500);
+const ANSWER_MAX: Duration = Duration::from_millis(250);
 
 /// What one Sentinel says.
 #[derive(Debug, Clone)]

@@ -105,6 +105,8 @@ def proxy_factory() -> Iterator[ProxyFactory]:
             "http": "127.0.0.1:0",
             "upstream": upstream_json(parse_url(upstream, is_for_proxy=True)),
             "log": "error",
+            # More than one, however few cores there are.
+            "shards": 2,
             **settings,
         }
         proxy = Proxy(json.dumps(whole))

@@ -5,6 +5,7 @@ settings of the peers are their defaults except for what is written here.
 """
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -30,7 +31,7 @@ KEYHEAT: Final[dict[str, dict[str, object]]] = {
     "keyheat": {},
     "keyheat, local cache off": {"local_cache": False},
     "keyheat, counting off": {"counting": False},
-    "keyheat, 1 shard": {"shards": 1},
+    "keyheat, all cores": {"shards": os.cpu_count()},
 }
 
 # `preconnect` and `server_connections` do not change the work per request; mbuf is the default 16 KiB.

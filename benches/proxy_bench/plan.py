@@ -20,7 +20,7 @@ ORDER: Final[dict[str, list[str]]] = {
         "envoy",
         "twemproxy",
         "keyheat, local cache off",
-        "keyheat, 1 shard",
+        "keyheat, all cores",
         "keyheat",
         "server",
         BARE,
@@ -32,7 +32,7 @@ ORDER: Final[dict[str, list[str]]] = {
         "twemproxy",
         "keyheat",
         "keyheat, counting off",
-        "keyheat, 1 shard",
+        "keyheat, all cores",
     ],
 }
 
@@ -64,7 +64,7 @@ class Case:
     @property
     def is_cached(self) -> bool:
         """Whether the proxy must answer this from its memory."""
-        return self.workload == "hot" and self.peer in {"keyheat", "keyheat, 1 shard"}
+        return self.workload == "hot" and self.peer in {"keyheat", "keyheat, all cores"}
 
     @property
     def is_bare(self) -> bool:
@@ -106,11 +106,11 @@ TARGETS: Final = [
     Target("forwarded GET / Envoy", "uniform", "keyheat", "envoy", 16, 0.5),
     Target("counting on / off, forwarded", "uniform", "keyheat", "keyheat, counting off", 1, 1.05),
     Target("counting on / off, forwarded", "uniform", "keyheat", "keyheat, counting off", 16, 1.05),
-    # No target: which number of shards is the cheaper one.
-    Target("default shards / one, hot", "hot", "keyheat", "keyheat, 1 shard", 1, None),
-    Target("default shards / one, hot", "hot", "keyheat", "keyheat, 1 shard", 16, None),
-    Target("default shards / one, forwarded", "uniform", "keyheat", "keyheat, 1 shard", 1, None),
-    Target("default shards / one, forwarded", "uniform", "keyheat", "keyheat, 1 shard", 16, None),
+    # No target: what shards on every core cost.
+    Target("a shard per core / default, hot", "hot", "keyheat, all cores", "keyheat", 1, None),
+    Target("a shard per core / default, hot", "hot", "keyheat, all cores", "keyheat", 16, None),
+    Target("a shard per core / default, forwarded", "uniform", "keyheat, all cores", "keyheat", 1, None),
+    Target("a shard per core / default, forwarded", "uniform", "keyheat, all cores", "keyheat", 16, None),
 ]
 
 

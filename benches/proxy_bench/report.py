@@ -225,7 +225,7 @@ def write(
         "",
         *ratio_table(found),
         "",
-        f"keyheat runs with its defaults ({os.cpu_count()} shards here), or over them: {settings}.",
+        f"keyheat runs with its defaults (one shard per core but one), or over them: {settings}.",
         "",
         _calm(samples),
         "",

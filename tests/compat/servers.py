@@ -60,6 +60,7 @@ def through_proxy(server: Server) -> Iterator[Server]:
         "upstream": {"addresses": [urlsplit(server.url).netloc]},
         "rules": _HOT_AT_ONCE,
         "auth": "pass_through",
+        "shards": 2,
     }
     proxy = Proxy(json.dumps(settings))
     proxy.start()

@@ -34,6 +34,7 @@ class ProxyProcess:
         self._log, self._config = directory / f"{name}.log", directory / f"{name}.toml"
         self._settings = {
             "listen": f"{host}:0",
+            "shards": 2,
             "http": f"{host}:0",
             "upstream": upstream,
             "log": "warn",

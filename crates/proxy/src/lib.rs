@@ -5,12 +5,12 @@
 //! In the order that explains it:
 //!
 //! - [`settings`]: what a proxy is told at start
-//! - `shard`: the data plane; one event loop per core, from the bytes of a request to its reply
+//! - `shard`: the data plane; event loops, from the bytes of a request to its reply
 //! - [`topology`]: who is upstream
 //! - `control`: from counts to verdicts, and back to the shards
 //! - `http`: what is shown
 //! - `reload`: settings that change while it runs
-//! - `parts`: threads that are run again should they die
+//! - `parts`: threads that are run again should they die; `cores`: how many there are for shards
 //! - `listen`, `listener`, `unix_socket`: clients accepted; `headed`, `proxy_header`: from balancers
 //! - `stream`, `tls`: connections, encrypted or not
 //! - [`stats`], [`hotview`]: what they share
@@ -23,6 +23,7 @@
 
 mod control;
 pub mod copies;
+mod cores;
 pub mod feed;
 mod headed;
 pub mod hotview;

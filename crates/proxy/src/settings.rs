@@ -9,6 +9,7 @@ use keyheat_core::rule::RuleSet;
 use keyheat_core::window::WindowSettings;
 use serde::Deserialize;
 
+use crate::cores;
 use crate::proxy_header::Network;
 
 /// The settings of one proxy, as JSON (see `docs/settings.md`).
@@ -538,7 +539,7 @@ impl Settings {
     #[must_use]
     pub fn shard_count(&self) -> usize {
         match self.shards {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            0 => cores::for_shards(),
             n => n,
         }
     }

@@ -105,7 +105,7 @@ def up(
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Find hot keys, but answer none locally.")
     ] = False,
-    shards: Annotated[int, typer.Option(min=0, help="Threads; 0 for one per core.")] = 0,
+    shards: Annotated[int, typer.Option(min=0, help="Threads; 0 for one per core but one.")] = 0,
     cache_bytes: Annotated[
         int | None, typer.Option(min=1, help="Memory of the local cache, in bytes.")
     ] = None,

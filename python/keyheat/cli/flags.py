@@ -80,7 +80,7 @@ FLAGS: Final[dict[str, tuple[str, str]]] = {
     "max_staleness_ms": ("MS", "How old a read of a hot key may be at most; 0: none is answered locally."),
     "cache_bytes": ("BYTES", "Memory of the local cache."),
     "cache_value_max_bytes": ("BYTES", "The largest reply that is cached."),
-    "shards": ("N", "Threads; 0 for one per core."),
+    "shards": ("N", "Threads; 0 for one per core but one."),
     "clients_max": ("N", "Client connections at most."),
     "client_idle_timeout_s": ("S", "How long a client may say nothing; 0 is for ever."),
     "client_output_max_bytes": ("BYTES", "What one client may leave unread; 0 for no bound of its own."),

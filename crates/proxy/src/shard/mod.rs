@@ -92,6 +92,7 @@ use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
 use crate::control::ToControl;
+use crate::cores;
 use crate::hotview::HotView;
 use crate::node_stats::Reports;
 use crate::overload_settings::Overload;
@@ -441,7 +442,7 @@ impl Shard {
             jobs: Slab::new(),
             rescan: RequestParser::new(keyheat_resp::Limits::default()),
             scratch: vec![0; READ_BYTES],
-            gather: Gather::default(),
+            gather: Gather::new(cores::are_taken_by(shards)),
             now: clock::now(),
             next_tick: 0,
             next_rest: 0,

@@ -98,6 +98,31 @@ def test_a_failover_by_sentinel_is_followed(how: str, proxy_factory: Any, tmp_pa
             assert not lost
 
 
+def test_a_promoted_replica_is_used_before_the_sentinel_names_it(proxy_factory: Any, tmp_path: Path) -> None:
+    with EmbeddedServer() as primary, EmbeddedServer() as one, EmbeddedServer() as two:
+        for replica in (one, two):
+            replicate(replica, primary)
+        with sentinel(find_binary(), primary, tmp_path) as port, redis.Redis(port=port) as asked:
+
+            def is_named() -> bool:
+                _, named = asked.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
+                return int(named) != primary.port
+
+            proxy = proxy_factory(f"redis+sentinel://127.0.0.1:{port}/{SERVICE}")
+            with connect(proxy, socket_timeout=10) as client, Writer(client, "list") as writer:
+                wait_until(lambda: len(writer.acknowledged) > 50)
+                primary.kill()
+                # It asks the replica that it promotes once a second whether it is the primary yet.
+                wait_until(lambda: promoted([one, two]))
+                began = time.monotonic()
+                wait_until(is_named)
+                named = time.monotonic()
+            back = writer.first_after(began)
+            assert back is not None
+            assert back < named
+            assert not writer.faults
+
+
 def test_a_failover_of_a_cluster_is_followed(proxy_factory: Any) -> None:
     with EmbeddedCluster(primaries=3, replicas=1, node_timeout_ms=1000) as cluster:
         proxy = proxy_factory(cluster.url)

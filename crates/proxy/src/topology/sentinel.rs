@@ -4,6 +4,10 @@
 //! it names says of itself that it is a primary. Right after a failover either may be behind: a Sentinel that
 //! was cut off names the old primary, and the new one is named before it has been promoted. Such a look
 //! fails, and is repeated.
+//!
+//! The Sentinel that leads a failover says which replica it promotes (the flag `promoted`), and names it as the
+//! primary once it has seen it be one, up to a second later: it asks once a second. The proxy asks that replica
+//! itself, and goes by its answer as the Sentinel will.
 
 use std::time::Duration;
 
@@ -24,6 +28,8 @@ struct Word {
     epoch: u64,
     primary: String,
     replicas: Vec<String>,
+    /// The replica that this Sentinel is making the primary.
+    promoted: Option<String>,
 }
 
 impl Watcher {
@@ -52,6 +58,13 @@ impl Watcher {
             });
             return Err(failures.collect::<Vec<_>>().join("; "));
         };
+        let words = said.iter().filter_map(|(_, word)| word.as_ref().ok());
+        let leading = words.filter(|word| word.epoch == newest.epoch);
+        for heir in leading.filter_map(|word| word.promoted.as_deref()) {
+            if let Ok(found) = self.look_at_primary(heir, &newest) {
+                return Ok(found);
+            }
+        }
         let primary = &newest.primary;
         let found = self.look_at_primary(primary, &newest);
         found.map_err(|why| format!("{primary}, the primary by the Sentinels: {why}"))
@@ -67,7 +80,7 @@ impl Watcher {
         // By the Sentinels: they know which are down, and how replicas want to be called.
         let id = found.primaries[0];
         found.replicas.clear();
-        for name in &word.replicas {
+        for name in word.replicas.iter().filter(|name| *name != primary) {
             if let Ok(addr) = resolve(name) {
                 found.replicas.push((id, self.registry.id(name, addr)));
             }
@@ -115,6 +128,10 @@ fn ask(
             .and_then(|e| e.parse().ok())
             .unwrap_or(0),
         primary: address.ok_or("does not say where the primary is")?,
+        promoted: replicas
+            .iter()
+            .find(|fields| fields.is("promoted"))
+            .and_then(Fields::address),
         replicas: replicas
             .iter()
             .filter(|fields| !fields.is_down())
@@ -149,12 +166,15 @@ impl Fields {
         Some(join(host, self.get("port")?.parse().ok()?))
     }
 
+    fn is(&self, flag: &str) -> bool {
+        self.get("flags")
+            .is_some_and(|flags| flags.split(',').any(|f| f == flag))
+    }
+
     fn is_down(&self) -> bool {
-        self.get("flags").is_none_or(|flags| {
-            let flags = flags.split(',');
-            flags
-                .into_iter()
-                .any(|f| matches!(f, "s_down" | "o_down" | "disconnected"))
-        })
+        self.get("flags").is_none()
+            || ["s_down", "o_down", "disconnected"]
+                .iter()
+                .any(|flag| self.is(flag))
     }
 }

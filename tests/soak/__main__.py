@@ -39,7 +39,7 @@ STAGES: dict[str, tuple[Stage, tuple[str, ...]]] = {
     "cluster-paused": (_failover("cluster", "paused"), failover.PLANTS),
     "partition": (partition.run, partition.PLANTS),
     "sentinel-paused": (_failover("sentinel", "paused"), failover.PLANTS),
-    "reshard": (reshard.run, ()),
+    "reshard": (reshard.run, reshard.PLANTS),
     "cluster-killed": (_failover("cluster", "killed"), failover.PLANTS),
 }
 

@@ -2,6 +2,9 @@
 
 By hand, as tools do it: IMPORTING, MIGRATING, MIGRATE key by key, SETSLOT NODE; with pauses in between, so
 that reads and writes meet every half-way state.
+
+`plant`: `lost` has a move lose a number of a list, `old` has one bring the first value of the hot key. Each
+must be found.
 """
 
 import random
@@ -15,6 +18,8 @@ from keyheat.server.embedded import EmbeddedServer
 from tests.soak.crowd import BOUND_MS, HOT_KEY, TAG, Crowd, Told, kill_somebody, settle
 from tests.soak.procs import ProxyProcess
 from tests.soak.wire import Refused, Wire
+
+PLANTS = ("lost", "old")
 
 
 class Moves:
@@ -50,6 +55,13 @@ class Moves:
         self.owner = target
         self.count += 1
 
+    def spoil(self, plant: str | None, list_key: str) -> None:
+        """A fault of a move, for those who check it."""
+        if plant == "lost":
+            self._ask(self.owner, "LPOP", list_key)
+        elif plant == "old":
+            self._ask(self.owner, "SET", HOT_KEY, 1)
+
     def _wait(self) -> None:
         time.sleep(self._random.choice((0.0, 0.0, self._random.uniform(0.0, 0.3))))
 
@@ -61,7 +73,7 @@ class Moves:
         return reply
 
 
-def run(seconds: float, seed: int, directory: Path, _plant: str | None = None) -> Told:
+def run(seconds: float, seed: int, directory: Path, plant: str | None = None) -> Told:
     """Play it."""
     told = Told("reshard", seed)
     chooser = random.Random(seed)
@@ -78,6 +90,7 @@ def run(seconds: float, seed: int, directory: Path, _plant: str | None = None) -
                     told.wrong.append("nothing is answered from the proxy's memory any more")
                     break
                 moves.move()
+                moves.spoil(plant, crowd.beside[0].list_key)
                 if chooser.random() < 0.5:
                     kill_somebody(moves.owner.address, chooser)
             crowd.stop()

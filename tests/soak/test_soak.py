@@ -37,3 +37,8 @@ def test_a_planted_fault_is_found(plant: str, tmp_path: Path) -> None:
 def test_a_write_that_was_lost_is_found(tmp_path: Path) -> None:
     wrong = failover.Failover("sentinel", "killed", 20, tmp_path, "lost").run(0.3, BACK_WITHIN_S).wrong
     assert any("no server has it" in each for each in wrong)
+
+
+@pytest.mark.parametrize("plant", reshard.PLANTS)
+def test_a_fault_of_a_move_is_found(plant: str, tmp_path: Path) -> None:
+    assert reshard.run(0.5, 20, tmp_path, plant).wrong

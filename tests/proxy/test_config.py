@@ -19,6 +19,15 @@ from tests.conftest import RunKeyheat
 REFERENCE = Path(__file__).parents[2] / "docs/reference/proxy.toml"
 _CODE = re.compile(r"# ?((?:[a-z_]+ = |\[|\]| {4}\{).*)")
 
+SALE = """
+[[longer_expiry]]
+name = "sale"
+match = { prefix = "shop:" }
+starts = 2027-03-01T00:00:00+01:00
+ends = 2027-03-03T00:00:00+01:00
+ttl_s = 60
+"""
+
 
 def reference() -> str:
     """The reference with every setting uncommented."""
@@ -108,6 +117,10 @@ def test_a_password_is_read_from_its_file_and_never_shown(tmp_path: Path) -> Non
         ('upstream = "redis://:x@h"\nupstream_password_file = "p"', "has a password already"),
         ('[[rules]]\nname = "r"\nmatch = {any = true}\nlevels = []\n', r"rules\[0\]\.levels"),
         ("[[rules]]\nname = 'r'\ncolour = 1", r"rules\[0\]\.colour: no such key"),
+        (SALE.replace("ttl_s = 60", ""), r"longer_expiry\[0\]\.ttl_s: is missing"),
+        (SALE.replace("+01:00", ""), r"longer_expiry\[0\]\.starts: .*timezone"),
+        (SALE.replace("03-03", "03-01"), r"longer_expiry\[0\]: accepted: ends later than starts"),
+        (SALE.replace("prefix", "suffix"), r"longer_expiry\[0\]\.match\.suffix: no such key"),
     ],
 )
 def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, says: str) -> None:

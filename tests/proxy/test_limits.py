@@ -105,3 +105,31 @@ def test_a_request_that_is_too_long_is_told_so(proxy_factory: ProxyFactory, valk
 def test_a_mistake_is_named(proxy_factory: ProxyFactory, valkey: str, settings: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings)) if min(settings.values()) > 0 else "usize"):
         proxy_factory(valkey, **settings)
+
+
+@pytest.mark.parametrize("kind", ["forwarded", "cached"])
+def test_a_pipeline_may_be_sent_whole_before_a_reply_is_read(
+    proxy_factory: ProxyFactory, valkey: str, eventually: Eventually, kind: str
+) -> None:
+    levels = [{"metric": "reads", "enter_per_s": 1}]
+    rules = [{"name": "all", "match": {"any": True}, "levels": levels, "plan": ["local_cache"]}]
+    proxy = proxy_factory(valkey, rules=rules if kind == "cached" else None)
+    value = b"x" * 200_000
+    with client_of(proxy) as client, client.pipeline(transaction=False) as pipe:
+        client.set("big", value)
+        if kind == "cached":
+            eventually(lambda: client.get("big") and stats(proxy)["local_hits"])
+        for number in range(300):
+            pipe.get("big")
+            pipe.set(f"filler:{number}", value)
+        # 60 MB each way.
+        assert pipe.execute() == [value, True] * 300
+        assert stats(proxy)["clients_cut"] == 0
+        with connect(proxy) as late:
+            late.settimeout(10)
+            late.sendall(b"GET big\r\n" * 500 + b"PING\r\n")
+            time.sleep(0.5)
+            read = bytearray()
+            while not read.endswith(b"+PONG\r\n"):
+                read += late.recv(1 << 20)
+            assert len(read) == 500 * (len(value) + 11) + 7

@@ -16,6 +16,7 @@
 //! - [`rule`]: which keys, how hot, what to do.
 //! - [`detect`]: reporters nominate, a detector sums and judges: cold, hot, cooling.
 //! - [`hotset`]: the versioned verdict that is handed out.
+//! - [`expiry`]: what the keys of a business entity get, for a while.
 //! - [`fence`]: writes seen by this process void what was read before them.
 //! - [`proof`]: how long ago it was certain that no invalidation is missing.
 //! - [`cache`]: the values of hot keys, served only inside that proof.
@@ -25,6 +26,7 @@ use std::fmt;
 
 pub mod cache;
 pub mod detect;
+pub mod expiry;
 pub mod fence;
 pub mod hash;
 pub mod hotset;

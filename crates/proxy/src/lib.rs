@@ -24,6 +24,7 @@
 mod control;
 pub mod copies;
 mod cores;
+pub mod expiry_settings;
 pub mod feed;
 mod headed;
 pub mod hotview;

@@ -10,6 +10,7 @@ use keyheat_core::window::WindowSettings;
 use serde::Deserialize;
 
 use crate::cores;
+use crate::expiry_settings::EntitySettings;
 use crate::proxy_header::Network;
 
 /// The settings of one proxy, as JSON (see `docs/settings.md`).
@@ -67,6 +68,12 @@ pub struct Settings {
     pub nx_is_lock: bool,
     /// The rules; the documented defaults if absent.
     pub rules: Option<Vec<RuleSettings>>,
+    /// Business entities whose keys get a longer expiry when they are written.
+    pub longer_expiry: Vec<EntitySettings>,
+    /// An expiry becomes at most so many times as long.
+    pub longer_expiry_factor_max: f64,
+    /// An expiry is lengthened to so many seconds at most.
+    pub longer_expiry_max_s: u64,
     /// Length of the sliding window in milliseconds.
     pub window_ms: u64,
     /// Most keys in the hot set.
@@ -314,6 +321,9 @@ impl Default for Settings {
             feed_token: None,
             nx_is_lock: true,
             rules: None,
+            longer_expiry: Vec::new(),
+            longer_expiry_factor_max: 24.0,
+            longer_expiry_max_s: 86_400,
             window_ms: 1_000,
             hot_keys_max: 1_000,
             redact_keys: false,
@@ -448,6 +458,7 @@ impl Settings {
         self.check_overload()?;
         self.check_listeners()?;
         self.unix_socket_mode()?;
+        self.longer_expiry()?;
         self.rule_set().map(|_| ())
     }
 

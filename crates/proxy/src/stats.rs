@@ -83,6 +83,7 @@ stats! {
     Counter copy_misses "Reads that asked a copy in vain, and then the original."
     Counter copy_voidings "Writes before whose reply copies were deleted."
     Counter copies_waited_out "Writes whose reply had to wait until copies had expired."
+    Counter expiries_lengthened "Writes sent with a longer expiry than was written (longer_expiry)."
     Counter redirects "MOVED and ASK answers followed."
     Counter upstream_errors "Requests answered with an error of the proxy because an upstream failed."
     Counter turned_back "Requests answered with an error at once to protect an upstream."

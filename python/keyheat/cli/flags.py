@@ -80,6 +80,8 @@ FLAGS: Final[dict[str, tuple[str, str]]] = {
     "max_staleness_ms": ("MS", "How old a read of a hot key may be at most; 0: none is answered locally."),
     "cache_bytes": ("BYTES", "Memory of the local cache."),
     "cache_value_max_bytes": ("BYTES", "The largest reply that is cached."),
+    "longer_expiry_factor_max": ("N", "An expiry becomes at most so many times as long."),
+    "longer_expiry_max_s": ("S", "No expiry is made longer than this."),
     "shards": ("N", "Threads; 0 for one per core but one."),
     "clients_max": ("N", "Client connections at most."),
     "client_idle_timeout_s": ("S", "How long a client may say nothing; 0 is for ever."),
@@ -92,7 +94,7 @@ FLAGS: Final[dict[str, tuple[str, str]]] = {
     "redact_keys": ("", "Show hashes in place of keys."),
 }
 # Tables fit a file only.
-WITHOUT_FLAG: Final = frozenset({"rules"})
+WITHOUT_FLAG: Final = frozenset({"rules", "longer_expiry"})
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:

@@ -7,11 +7,19 @@ first, with the file, the key and the accepted values in the message.
 import ssl
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
-from keyheat.detect.rules import Rule
+from keyheat.detect.rules import Match, Rule
 from keyheat.errors import ConfigError
 from keyheat.proxy.secret_files import read_secret
 from keyheat.proxy.url import UpstreamUrl, parse_address, parse_url
@@ -86,6 +94,34 @@ _NoneIfEmpty: Final = BeforeValidator(_none)
 _File = Annotated[Path | None, _NoneIfEmpty]
 _Count = Annotated[int, Field(gt=0)]
 _Amount = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class Entity(BaseModel):
+    """A shop, a promotion: its keys get a longer expiry when they are written, while its time lasts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    match: Match
+    starts: AwareDatetime
+    ends: AwareDatetime
+    ttl_s: Annotated[int, Field(ge=1, le=31_536_000)]
+
+    @model_validator(mode="after")
+    def _has_time(self) -> Self:
+        if self.ends <= self.starts:
+            raise ValueError("accepted: ends later than starts")
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """As the native module takes it: moments in seconds of Unix time."""
+        return {
+            "name": self.name,
+            "match": self.match.model_dump(exclude_none=True),
+            "starts_s": self.starts.timestamp(),
+            "ends_s": self.ends.timestamp(),
+            "ttl_s": self.ttl_s,
+        }
 
 
 class ProxySettings(BaseModel):
@@ -171,6 +207,9 @@ class ProxySettings(BaseModel):
     max_staleness_ms: Annotated[int, Field(ge=0, le=600_000), AfterValidator(_is_staleness)] = 100
     cache_bytes: _Count = 64 << 20
     cache_value_max_bytes: _Count = 1 << 20
+    longer_expiry: tuple[Entity, ...] = ()
+    longer_expiry_factor_max: Annotated[float, Field(ge=1, le=1_000_000)] = 24.0
+    longer_expiry_max_s: Annotated[int, Field(ge=1, le=31_536_000)] = 86_400
 
     # How much of the machine it takes.
     shards: Annotated[int, Field(ge=0, le=1024)] = 0
@@ -196,6 +235,7 @@ class ProxySettings(BaseModel):
         if self.feed_token_file is not None:
             whole["feed_token"] = read_secret(self.feed_token_file, "feed_token_file")
         rules = None if self.rules is None else [rule.to_json() for rule in self.rules]
+        whole["longer_expiry"] = [entity.to_json() for entity in self.longer_expiry]
         return whole | {"listen": self.listen, "http": self.http, "rules": rules, "upstream": upstream}
 
     def _upstream_tls(self) -> dict[str, Any]:
@@ -223,6 +263,7 @@ _OURS: Final = frozenset(
     {
         "rules",
         "rules_file",
+        "longer_expiry",
         "upstream",
         "upstream_username",
         "upstream_password_file",

@@ -48,6 +48,22 @@ pub enum MatchSettings {
     Glob(String),
 }
 
+impl MatchSettings {
+    /// As keys are held against it.
+    ///
+    /// # Errors
+    /// A sentence that names the key that is wrong.
+    pub fn pattern(&self) -> Result<Pattern, String> {
+        Ok(match self {
+            Self::Any(true) => Pattern::Any,
+            Self::Any(false) => return Err("match.any accepts true only".into()),
+            Self::Exact(s) => Pattern::Exact(s.as_bytes().into()),
+            Self::Prefix(s) => Pattern::Prefix(s.as_bytes().into()),
+            Self::Glob(s) => Pattern::Glob(s.as_bytes().into()),
+        })
+    }
+}
+
 /// A remedy a rule may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -112,15 +128,8 @@ pub fn rule_set(rules: &[RuleSettings]) -> Result<RuleSet, String> {
 }
 
 fn rule(r: &RuleSettings) -> Result<Rule, String> {
-    let pattern = match &r.pattern {
-        MatchSettings::Any(true) => Pattern::Any,
-        MatchSettings::Any(false) => {
-            return Err(format!("rule {:?}: match.any accepts true only", r.name))
-        }
-        MatchSettings::Exact(s) => Pattern::Exact(s.as_bytes().into()),
-        MatchSettings::Prefix(s) => Pattern::Prefix(s.as_bytes().into()),
-        MatchSettings::Glob(s) => Pattern::Glob(s.as_bytes().into()),
-    };
+    let pattern = r.pattern.pattern();
+    let pattern = pattern.map_err(|why| format!("rule {:?}: {why}", r.name))?;
     let levels = r.levels.iter().map(|l| Level {
         metric: match l.metric {
             MetricSettings::Ops => Metric::Ops,

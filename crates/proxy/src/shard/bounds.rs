@@ -1,7 +1,7 @@
 //! Clients that are let go: when too much is held for them, and when the proxy drains.
 
 use super::client::{self, ClientId};
-use super::{Shard, BACKLOG_SOFT_BYTES};
+use super::Shard;
 use keyheat_net::clock::SEC;
 
 impl Shard {
@@ -16,8 +16,12 @@ impl Shard {
         held += self.parked.iter().map(|p| p.frame.len()).sum::<usize>();
         // Requests on their way are counted where they lie: their clients may have left.
         held += self.upstreams.iter().map(|(_, u)| u.held()).sum::<usize>();
-        let mut worst = None;
-        for (index, client) in &self.clients {
+        let (mut worst, mut last) = (None, Vec::new());
+        for (index, client) in &mut self.clients {
+            if client.has_stopped_reading() {
+                client.reads_last = true;
+                last.push(client.name_at(index));
+            }
             let bytes = client.load() + client.input.len();
             held += bytes.saturating_sub(client.asked);
             if worst.is_none_or(|(most, _)| bytes > most) {
@@ -26,9 +30,12 @@ impl Shard {
         }
         self.stats.buffer_bytes.set(held as i64);
         if held > self.budget {
-            if let Some((_, id)) = worst.filter(|(bytes, _)| *bytes > BACKLOG_SOFT_BYTES) {
+            if let Some((_, id)) = worst.filter(|(bytes, _)| *bytes > client::LITTLE_BYTES) {
                 self.cut_for_memory(id);
             }
+        }
+        for id in last {
+            self.queue_client(id);
         }
     }
 

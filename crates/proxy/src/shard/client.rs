@@ -20,6 +20,12 @@ use crate::stream::Stream;
 /// A busy client keeps this much of its output buffer: to grow it anew for every batch of larger
 /// replies costs more than the replies do.
 const KEEP_BYTES: usize = 512 * 1024;
+/// A client with more unanswered than this gets no more of its requests served for now.
+const REQUESTS_SOFT_BYTES: usize = 1 << 20;
+/// A client with more to read than this gets no more of its requests served for now, as long as it reads.
+const REPLIES_SOFT_BYTES: usize = 4 << 20;
+/// A client for which less is held is not worth cutting.
+pub(super) const LITTLE_BYTES: usize = 1 << 20;
 
 /// Names one client of a shard. `generation` tells a reused place from the client that left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +118,10 @@ pub(super) struct Client {
     held: usize,
     /// Of these, the requests.
     pub asked: usize,
+    /// It sends all it has before it reads a reply.
+    pub reads_last: bool,
+    /// Bytes that it had taken when this was last looked at.
+    seen_read: u64,
     /// Number of the newest write that was sent, of the newest read that waits for a fill.
     last_write: u32,
     last_fill: u32,
@@ -197,6 +207,8 @@ impl Client {
             is_streaming: false,
             held: 0,
             asked: 0,
+            reads_last: false,
+            seen_read: 0,
             last_write: u32::MAX,
             last_fill: u32::MAX,
             aside: Vec::new(),
@@ -336,6 +348,20 @@ impl Client {
     /// Bytes that are held on behalf of the client.
     pub fn load(&self) -> usize {
         self.backlog() + self.held
+    }
+
+    /// Whether no more of its requests are served for now: until servers have answered what it asked, or it has
+    /// read what it was answered. Not if it reads nothing while it has more to send: many clients send all of a
+    /// pipeline before they read, and would wait for ever.
+    pub fn is_full(&self) -> bool {
+        self.asked > REQUESTS_SOFT_BYTES
+            || (self.load().saturating_sub(self.asked) > REPLIES_SOFT_BYTES && !self.reads_last)
+    }
+
+    /// Whether it has read nothing since this was last asked, though it is full of replies.
+    pub fn has_stopped_reading(&mut self) -> bool {
+        let read = std::mem::replace(&mut self.seen_read, self.deeds.bytes_out);
+        self.has_unread && self.is_full() && read == self.deeds.bytes_out
     }
 
     /// Adds up what it is subscribed to.

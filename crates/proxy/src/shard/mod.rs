@@ -26,6 +26,7 @@
 //! - `jobs`: requests split over nodes
 //! - `fill`: the local cache; `tracking`: invalidations and heartbeats
 //! - `replicas`: reads from replicas; `copies`: reads from copies, and writes that void them
+//! - `expiry`: a longer expiry for keys of business entities
 //! - `key_limits`: reads of one hot key, limited by its rule
 //! - `stale`: what is answered while a node cannot
 //! - `count`: accesses counted, keys nominated
@@ -42,6 +43,7 @@ mod client;
 mod client_command;
 mod copies;
 mod count;
+mod expiry;
 mod facade;
 mod fill;
 mod forward;
@@ -80,6 +82,7 @@ use std::time::Duration;
 
 use keyheat_core::cache::{CacheSettings, LocalCache};
 use keyheat_core::detect::{Nominator, ShardReport};
+use keyheat_core::expiry::LongerExpiry;
 use keyheat_core::fence::WriteEpochs;
 use keyheat_core::hash::{ByHash, KeyHasher};
 use keyheat_core::lockmarks::LockMarks;
@@ -115,8 +118,6 @@ use upstream::Upstream;
 
 /// Bytes read from a socket at once.
 const READ_BYTES: usize = 64 * 1024;
-/// A client with more to read than this gets no more of its requests served for now.
-const BACKLOG_SOFT_BYTES: usize = 1 << 20;
 /// A client with more unanswered requests than this gets no more of them read for now.
 const WAITING_MAX: usize = 4096;
 /// A client that is silent so long is asked whether it is still there.
@@ -294,6 +295,8 @@ pub(crate) struct Shard {
     hot: Arc<HotView>,
     /// Some rule limits its keys.
     has_limits: bool,
+    /// What lengthens expiries; most often nothing.
+    longer_expiry: Option<Box<LongerExpiry>>,
     hits: ByHash<Hits>,
     /// Reads that limited keys may still have.
     buckets: ByHash<key_limits::Bucket>,
@@ -404,6 +407,7 @@ impl Shard {
             nominated: ByHash::default(),
             hot: Arc::new(HotView::default()),
             has_limits: false,
+            longer_expiry: s.longer_expiry()?.map(Box::new),
             hits: ByHash::default(),
             buckets: ByHash::default(),
             cache: LocalCache::new(cache, Arc::clone(&parts.epochs)),
@@ -718,6 +722,7 @@ impl Shard {
                 _ => {}
             }
         }
+        client.reads_last &= !client.is_written();
         let had_stopped = client.has_unread;
         client.settle();
         // What is left in `input` behind a hold is still to be served.
@@ -733,7 +738,7 @@ impl Shard {
         if client.is_held && client.is_clear() && may_go_on {
             client.is_held = false;
             self.queue_client(id);
-        } else if had_stopped && !client.is_held && client.load() < BACKLOG_SOFT_BYTES {
+        } else if had_stopped && !client.is_held && !client.is_full() {
             self.queue_client(id);
         }
     }

@@ -11,7 +11,7 @@ use super::classify::{Class, Local, Merge};
 use super::client::{Client, ClientId, Ticket, Transaction, Wants};
 use super::upstream::{Owner, Pending};
 use super::users::NOBODY;
-use super::{Shard, BACKLOG_SOFT_BYTES, WAITING_MAX};
+use super::{Shard, WAITING_MAX};
 use keyheat_core::Nanos;
 use keyheat_net::clock::{self, SEC};
 
@@ -121,8 +121,7 @@ impl Shard {
         let Some(client) = self.client(id) else {
             return;
         };
-        if !has_looked || client.is_held || client.is_closing || client.load() > BACKLOG_SOFT_BYTES
-        {
+        if !has_looked || client.is_held || client.is_closing || client.is_full() {
             client.has_unread = true;
             return;
         }
@@ -232,7 +231,7 @@ impl Shard {
                 client.has_unread = true;
                 break;
             }
-            if client.load() > BACKLOG_SOFT_BYTES || client.waiting() > WAITING_MAX {
+            if client.is_full() || client.waiting() > WAITING_MAX {
                 client.has_unread = true;
                 client.is_held |= client.waiting() > WAITING_MAX;
                 self.mark_client(id);
@@ -244,7 +243,11 @@ impl Shard {
                     if parser.argc() > 0 {
                         let request = Request::new(frame, &parser);
                         self.stats.requests.add(1);
-                        if self.dispatch(id, &request) == Flow::Wait {
+                        let flow = match self.longer_expiry {
+                            None => self.dispatch(id, &request),
+                            Some(_) => self.dispatch_lengthened(id, &request),
+                        };
+                        if flow == Flow::Wait {
                             self.hold(id);
                             break;
                         }
@@ -322,7 +325,7 @@ impl Shard {
         Flow::Next
     }
 
-    fn dispatch(&mut self, id: ClientId, request: &Request<'_>) -> Flow {
+    pub(super) fn dispatch(&mut self, id: ClientId, request: &Request<'_>) -> Flow {
         let name = request.arg(0);
         let command = command::lookup(name);
         let class = match command {

@@ -25,6 +25,8 @@ impl Shard {
             }
         }
         self.output_max = settings.output_max();
+        // They have been checked.
+        self.longer_expiry = settings.longer_expiry().ok().flatten().map(Box::new);
         let old = std::mem::replace(&mut self.settings, Arc::clone(&settings));
         self.read_from_replicas_as_told();
         if old.may_cache() != settings.may_cache() {

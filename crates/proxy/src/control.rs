@@ -465,6 +465,7 @@ impl Control {
             let is_lock = self.shared.locks.contains(key.key_hash, clock::now());
             let plan = HotPlan {
                 local_cache: key.plan.local_cache && pays && !is_lock,
+                coalesce: key.plan.coalesce && !is_lock,
                 replica_reads: key.plan.replica_reads && !is_lock,
                 copies: copied
                     .get(&key.key_hash)

@@ -10,6 +10,8 @@ use keyheat_core::Nanos;
 pub struct HotPlan {
     /// Its reads may be answered locally.
     pub local_cache: bool,
+    /// Its reads under way may be shared.
+    pub coalesce: bool,
     /// Its reads may go to replicas.
     pub replica_reads: bool,
     /// It is copied.
@@ -79,6 +81,13 @@ impl HotView {
     #[must_use]
     pub fn reads_replicas(&self, key_hash: u64) -> bool {
         self.plans.get(&key_hash).is_some_and(|p| p.replica_reads)
+    }
+
+    /// Whether reads of the key that are under way may be shared.
+    #[must_use]
+    #[inline]
+    pub fn coalesces(&self, key_hash: u64) -> bool {
+        self.plans.get(&key_hash).is_some_and(|p| p.coalesce)
     }
 
     /// Whether reads of the key may be answered locally.

@@ -9,11 +9,17 @@
 //!    `PTTL` behind it (and `HPTTL` for hash fields, which expire without a word);
 //! 4. the value goes to everybody who waits, and into the cache if its token is not void by then.
 //!
+//! A hot key whose plan has `coalesce` and that is not cached (by its plan, or for too many writes) has its reads
+//! shared all the same: of the callers that ask for the same thing at a time one read goes upstream. That fill has
+//! no registration and no time to live, and nothing is kept of it. What is too large to be cached is not shared
+//! either: a fill is held whole, and a large reply is rather passed on piece by piece.
+//!
 //! Nobody ever waits for the cache: where the tracking connection does not answer in time, those
 //! who wait are served as if there were no cache. The rules that make the promise hold are with
 //! `keyheat_core::cache` and `keyheat_core::proof`.
 
 use keyheat_core::cache::{Lookup, Query, Stored, Token, Ttl};
+use keyheat_core::fence::EpochStamp;
 use keyheat_core::Nanos;
 use keyheat_resp::command::{Cacheable, Command};
 use keyheat_resp::reply::{parse, Value};
@@ -39,13 +45,21 @@ pub(super) struct Fill {
     pub protocol: Protocol,
     pub db: u32,
     fields: Option<Box<[u8]>>,
-    token: Token,
+    guard: Guard,
     pub waiters: Vec<Ticket>,
     /// When the value was asked for; `None` while the key is being registered.
     pub read_sent_at: Option<Nanos>,
     value: Option<Vec<u8>>,
     ttl: Option<Option<Ttl>>,
     has_stable_fields: Option<bool>,
+}
+
+/// What a write voids a fill by.
+enum Guard {
+    /// Its value is to be cached.
+    Cached(Token),
+    /// It is only shared.
+    Shared(EpochStamp),
 }
 
 impl Fill {
@@ -161,7 +175,11 @@ impl Shard {
         let is_fresh = fill
             .read_sent_at
             .is_none_or(|sent| now.saturating_sub(sent) <= bound);
-        if !is_same || !is_fresh || self.cache.is_void(&fill.token) {
+        let is_void = match &fill.guard {
+            Guard::Cached(token) => self.cache.is_void(token),
+            Guard::Shared(stamp) => !self.epochs.is_current(fill.key_hash, *stamp),
+        };
+        if !is_same || !is_fresh || is_void {
             return false;
         }
         let Some(client) = self.clients.get_mut(id.index as usize) else {
@@ -224,7 +242,7 @@ impl Shard {
             protocol,
             db,
             fields: fields.map(Vec::into_boxed_slice),
-            token,
+            guard: Guard::Cached(token),
             waiters: vec![Ticket { client: id, seq }],
             read_sent_at: None,
             value: None,
@@ -240,6 +258,90 @@ impl Shard {
             self.register(number, tracking);
         }
         true
+    }
+
+    /// Joins a read of a hot key that is under way. `None`: there is none that it may have a part in.
+    pub(super) fn join_shared(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        command: &'static Command,
+        keys: &Keys,
+        node: u32,
+    ) -> Option<Flow> {
+        if !self.may_share(id, request, command, keys, node) {
+            return None;
+        }
+        let client = self.clients.get(id.index as usize)?;
+        let (protocol, db) = (client.protocol, client.db);
+        let identity = self.hasher.hash(request.frame) ^ variant(protocol, db);
+        self.join(id, identity, request.frame, protocol, db)
+            .then_some(Flow::Next)
+    }
+
+    /// Sends a read of a hot key that others may join. `None`: it goes like any other.
+    pub(super) fn lead_shared(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        command: &'static Command,
+        keys: &Keys,
+        node: u32,
+    ) -> Option<Flow> {
+        if !self.may_share(id, request, command, keys, node) {
+            return None;
+        }
+        let client = self.clients.get_mut(id.index as usize)?;
+        let (protocol, db) = (client.protocol, client.db);
+        let seq = client.open_slot(0);
+        client.note_fill(seq);
+        self.next_fill += 1;
+        let number = self.next_fill;
+        let identity = self.hasher.hash(request.frame) ^ variant(protocol, db);
+        let fill = Fill {
+            node,
+            key: request.arg(keys.first).into(),
+            key_hash: keys.hash,
+            frame: request.frame.into(),
+            identity,
+            protocol,
+            db,
+            fields: None,
+            guard: Guard::Shared(self.epochs.stamp(keys.hash)),
+            waiters: vec![Ticket { client: id, seq }],
+            read_sent_at: None,
+            value: None,
+            ttl: None,
+            has_stable_fields: None,
+        };
+        self.fills.insert(number, fill);
+        self.fill_of.insert(identity, number);
+        self.read_for_fill(number);
+        Some(Flow::Next)
+    }
+
+    /// Whether several callers may have one answer: as old as it gets, it is younger than the bound.
+    fn may_share(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        command: &'static Command,
+        keys: &Keys,
+        node: u32,
+    ) -> bool {
+        let is_kept_off = !self.cache_on || self.not_worth.contains_key(&keys.hash);
+        if is_kept_off || matches!(command.cacheable, Cacheable::No) {
+            return false;
+        }
+        let Some(client) = self.clients.get(id.index as usize) else {
+            return false;
+        };
+        let is_free = client.may_read_locally() && !client.has_unanswered_write();
+        if !is_free || client.db != self.settings.upstream.db {
+            return false;
+        }
+        let user = client.user;
+        user == SERVICE || self.may_answer(user, request, node)
     }
 
     /// Whether the oldest request on a tracking connection has waited so long that a fill on it
@@ -287,7 +389,10 @@ impl Shard {
         if fill.read_sent_at.is_some() {
             return;
         }
-        if !is_answer || self.cache.is_void(&fill.token) {
+        let Guard::Cached(token) = &fill.guard else {
+            return;
+        };
+        if !is_answer || self.cache.is_void(token) {
             let (node, key_hash) = (fill.node, fill.key_hash);
             if !is_answer {
                 self.on_unregistered(node, key_hash, frame);
@@ -296,7 +401,7 @@ impl Shard {
         }
         // Not a proof: it says nothing of the other slots, nor, without a Cluster, that the node is
         // still the primary. That is for the heartbeats.
-        self.cache.registered(&fill.token, 0);
+        self.cache.registered(token, 0);
         if self.next_beat == 0 {
             self.next_beat = self.now + self.beat_every;
         }
@@ -338,6 +443,9 @@ impl Shard {
             &fill.frame,
             Pending::new(Owner::Fill(number), fill.frame.len(), now),
         );
+        if matches!(fill.guard, Guard::Shared(_)) {
+            return self.mark_upstream(index);
+        }
         up.ask(&[b"PTTL", &fill.key], Owner::FillTtl(number), now);
         match &fill.fields {
             Some(fields) => up.send(
@@ -351,15 +459,13 @@ impl Shard {
 
     /// Those who wait are served as if there were no cache.
     pub(super) fn abandon(&mut self, number: u64) {
-        let Some(fill) = self.fills.remove(&number) else {
+        let Some(fill) = self.forget_fill(number) else {
             return;
         };
-        if self.fill_of.get(&fill.identity) == Some(&number) {
-            self.fill_of.remove(&fill.identity);
-        }
+        let is_cached = u64::from(matches!(fill.guard, Guard::Cached(_)));
         for ticket in fill.waiters {
-            self.stats.lapsed.add(1);
-            self.stats.hot_reads_upstream.add(1);
+            self.stats.lapsed.add(is_cached);
+            self.stats.hot_reads_upstream.add(is_cached);
             self.forward_waiter(ticket, &fill.frame, &fill.key, fill.key_hash);
         }
     }
@@ -414,13 +520,26 @@ impl Shard {
         let (node, key_hash) = (fill.node, fill.key_hash);
         let bytes = (frame.len() + fill.frame.len()) as u64;
         for ticket in waiters {
-            if let Some(client) = self.client(ticket.client) {
-                client.deliver(ticket.seq, frame, true);
-            }
-            self.mark_client(ticket.client);
+            self.pass_on(ticket.client, ticket.seq, frame, true);
             self.count_local(key_hash, node, bytes);
         }
+        let is_shared = |f: &Fill| matches!(f.guard, Guard::Shared(_));
+        if self.fills.get(&number).is_some_and(is_shared) {
+            self.forget_fill(number);
+            if frame.len() > self.settings.cache_value_max_bytes {
+                self.not_worth.insert(key_hash, self.now + NOT_WORTH);
+            }
+            return;
+        }
         self.finish_fill(number);
+    }
+
+    pub(super) fn forget_fill(&mut self, number: u64) -> Option<Fill> {
+        let fill = self.fills.remove(&number)?;
+        if self.fill_of.get(&fill.identity) == Some(&number) {
+            self.fill_of.remove(&fill.identity);
+        }
+        Some(fill)
     }
 
     pub(super) fn on_fill_ttl(&mut self, number: u64, pending: &Pending, frame: &[u8]) {
@@ -470,12 +589,9 @@ impl Shard {
         if !is_done {
             return;
         }
-        let Some(mut fill) = self.fills.remove(&number) else {
+        let Some(mut fill) = self.forget_fill(number) else {
             return;
         };
-        if self.fill_of.get(&fill.identity) == Some(&number) {
-            self.fill_of.remove(&fill.identity);
-        }
         let (Some(value), Some(ttl)) = (fill.value.take(), fill.ttl) else {
             return;
         };
@@ -496,10 +612,13 @@ impl Shard {
         if self.locks.contains(fill.key_hash, self.now) {
             return;
         }
-        match self.cache.store(&fill.token, &query, &value, ttl, self.now) {
+        let Guard::Cached(token) = &fill.guard else {
+            return;
+        };
+        match self.cache.store(token, &query, &value, ttl, self.now) {
             Stored::Yes => {
                 self.stats.fills_stored.add(1);
-                self.keep_for_errors(&fill, &fill.token, &value, ttl);
+                self.keep_for_errors(&fill, token, &value, ttl);
             }
             Stored::TooBig | Stored::Full => {
                 self.not_worth.insert(fill.key_hash, self.now + NOT_WORTH);

@@ -526,6 +526,12 @@ impl Shard {
                 return flow;
             }
         }
+        let is_shared = keys.count == 1 && !is_write && self.hot.coalesces(keys.hash);
+        if is_shared {
+            if let Some(flow) = self.join_shared(id, request, command, &keys, node) {
+                return flow;
+            }
+        }
         if self.has_limits && !is_write && keys.count == 1 {
             if let Some(flow) = self.limit_read(id, request, &keys, node) {
                 return flow;
@@ -538,6 +544,11 @@ impl Shard {
         }
         if !is_write && self.may_ask_replica(keys.hash) {
             if let Some(flow) = self.read_from_replica(id, request, command, &keys, node) {
+                return flow;
+            }
+        }
+        if is_shared {
+            if let Some(flow) = self.lead_shared(id, request, command, &keys, node) {
                 return flow;
             }
         }

@@ -136,12 +136,9 @@ impl Shard {
 
     /// The read of a fill will not be answered.
     fn fail_fill(&mut self, number: u64, text: &str) {
-        let Some(fill) = self.fills.remove(&number) else {
+        let Some(fill) = self.forget_fill(number) else {
             return;
         };
-        if self.fill_of.get(&fill.identity) == Some(&number) {
-            self.fill_of.remove(&fill.identity);
-        }
         for ticket in &fill.waiters {
             let mut pending = Pending::new(Owner::Client(*ticket), fill.frame.len(), self.now);
             pending.flags = Pending::HAS_KEY;

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::fmt::Write as _;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
@@ -20,7 +19,7 @@ use serde_json::{json, Value};
 use tokio::sync::oneshot;
 
 use crate::control::Shared;
-use crate::node_stats;
+use crate::metrics::metrics;
 use crate::settings::ReadYourWrites;
 use crate::shard::same;
 use crate::stats::sums;
@@ -247,7 +246,7 @@ pub(crate) fn hot(shared: &Shared) -> Value {
     })
 }
 
-fn cache_state(shared: &Shared) -> Value {
+pub(crate) fn cache_state(shared: &Shared) -> Value {
     let refusals = lock(&shared.refusals);
     let reason = if shared.settings.load().read_your_writes == ReadYourWrites::Global {
         Some("switched off: read_your_writes is 'global'".to_owned())
@@ -281,7 +280,7 @@ fn show(shared: &Shared, key: &[u8], hash: u64) -> (String, Option<String>) {
     (String::from_utf8_lossy(key).into_owned(), Some(base64(key)))
 }
 
-fn base64(bytes: &[u8]) -> String {
+pub(crate) fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
@@ -303,57 +302,6 @@ pub(crate) fn stats(shared: &Shared) -> Value {
         .into_iter()
         .map(|(name, _, _, value)| (name.to_owned(), json!(value)));
     Value::Object(sums.collect())
-}
-
-/// The counters in Prometheus' text format.
-pub(crate) fn metrics(shared: &Shared) -> String {
-    let mut out = String::new();
-    for (name, is_counter, help, value) in sums(&shared.stats) {
-        let (kind, suffix) = if is_counter {
-            (
-                "counter",
-                if name.ends_with("_total") {
-                    ""
-                } else {
-                    "_total"
-                },
-            )
-        } else {
-            ("gauge", "")
-        };
-        let _ = write!(
-            out,
-            "# HELP keyheat_{name}{suffix} {help}\n# TYPE keyheat_{name}{suffix} {kind}\n\
-             keyheat_{name}{suffix} {value}\n"
-        );
-    }
-    let hot = shared.hot.load();
-    for (name, help, value) in [
-        ("hot_keys", "Keys in the hot set.", hot.set.len() as f64),
-        (
-            "hot_set_version",
-            "Version of the hot set.",
-            hot.set.version as f64,
-        ),
-        (
-            "max_staleness_seconds",
-            "The bound on staleness of a local answer.",
-            shared.settings.load().max_staleness_ms as f64 / 1e3,
-        ),
-        (
-            "local_cache_on",
-            "1 if local answers are given.",
-            f64::from(u8::from(cache_state(shared)["on"] == true)),
-        ),
-    ] {
-        let _ = write!(
-            out,
-            "# HELP keyheat_{name} {help}\n# TYPE keyheat_{name} gauge\nkeyheat_{name} {value}\n"
-        );
-    }
-    let topology = shared.topology.load();
-    node_stats::write_metrics(&mut out, &shared.node_stats, topology.as_deref());
-    out
 }
 
 #[cfg(test)]

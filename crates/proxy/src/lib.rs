@@ -8,12 +8,12 @@
 //! - `shard`: the data plane; event loops, from the bytes of a request to its reply
 //! - [`topology`]: who is upstream
 //! - `control`: from counts to verdicts, and back to the shards
-//! - `http`: what is shown
+//! - `http`, `metrics`: what is shown
 //! - `reload`: settings that change while it runs
 //! - `parts`: threads that are run again should they die; `cores`: how many there are for shards
 //! - `listen`, `listener`, `unix_socket`: clients accepted; `headed`, `proxy_header`: from balancers
 //! - `stream`, `tls`: connections, encrypted or not
-//! - [`stats`], [`hotview`]: what they share
+//! - [`stats`], `requests`, `node_stats`, [`hotview`]: what they share
 //!
 //! # Life of a GET
 //!
@@ -31,12 +31,14 @@ pub mod hotview;
 mod http;
 mod listen;
 mod listener;
+mod metrics;
 mod node_stats;
 mod overload_settings;
 mod own_writes;
 mod parts;
 mod proxy_header;
 mod reload;
+mod requests;
 mod seldom;
 pub mod settings;
 mod shard;
@@ -248,7 +250,7 @@ impl Proxy {
     /// The counters in Prometheus' text format.
     #[must_use]
     pub fn metrics(&self) -> String {
-        http::metrics(&self.shared)
+        metrics::metrics(&self.shared)
     }
 
     /// Switches local answers on or off, while running.

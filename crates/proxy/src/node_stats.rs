@@ -1,14 +1,16 @@
 //! What is shown of each upstream node: its breaker, its limit, what is on its way and in line.
 //!
-//! A shard writes its view into a table of its own every tick, under a lock that only a scrape contends for;
-//! nothing is done per request. Nodes are numbered alike in all shards, and get their names here.
+//! A shard writes its view into a table of its own every tick, and the time of a proof when there is a new one,
+//! under a lock that only a scrape contends for; nothing is done per request. Nodes are numbered alike in all shards, and get their names here.
 
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
 
 use keyheat_core::overload::breaker::State;
-use keyheat_net::lock;
+use keyheat_core::Nanos;
+use keyheat_net::{clock, lock};
 
+use crate::metrics::{label, write_head};
 use crate::topology::Topology;
 
 /// A node as one shard sees it.
@@ -21,6 +23,8 @@ pub(crate) struct NodeReport {
     pub queued: u64,
     pub turned_back: u64,
     pub stale_answers: u64,
+    /// The newest proof of freshness, while anything is cached from the node.
+    pub proved_at: Option<Nanos>,
 }
 
 /// One table per shard, by number of node.
@@ -84,7 +88,7 @@ pub(crate) fn write_metrics(out: &mut String, shards: &[Reports], topology: Opti
     let seen = |node: usize| shards.iter().filter_map(move |reports| reports.get(node));
     let names: Vec<String> = topology.nodes.iter().map(|n| label(&n.name)).collect();
     let name = "node_breaker_shards";
-    head(
+    write_head(
         out,
         name,
         "Shards whose breaker of the node is in a state.",
@@ -101,21 +105,24 @@ pub(crate) fn write_metrics(out: &mut String, shards: &[Reports], topology: Opti
     }
     for (name, help, is_counter, value) in SERIES {
         let kind = if is_counter { "counter" } else { "gauge" };
-        head(out, name, help, kind);
+        write_head(out, name, help, kind);
         for (node, label) in names.iter().enumerate() {
             let sum: u64 = seen(node).map(value).sum();
             let _ = writeln!(out, "keyheat_{name}{{node=\"{label}\"}} {sum}");
         }
     }
-}
-
-fn head(out: &mut String, name: &str, help: &str, kind: &str) {
-    let _ = write!(
+    let name = "node_proof_age_seconds";
+    write_head(
         out,
-        "# HELP keyheat_{name} {help}\n# TYPE keyheat_{name} {kind}\n"
+        name,
+        "Age of the proof of freshness by which the node's keys are answered locally; of all shards the oldest.",
+        "gauge",
     );
-}
-
-fn label(name: &str) -> String {
-    name.replace('\\', "\\\\").replace('"', "\\\"")
+    let now = clock::now();
+    for (node, label) in names.iter().enumerate() {
+        if let Some(oldest) = seen(node).filter_map(|r| r.proved_at).min() {
+            let age = now.saturating_sub(oldest) as f64 / 1e9;
+            let _ = writeln!(out, "keyheat_{name}{{node=\"{label}\"}} {age:.6}");
+        }
+    }
 }

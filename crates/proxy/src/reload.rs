@@ -30,7 +30,7 @@ fn merge(old: &Settings, new: Settings) -> (Settings, Vec<&'static str>) {
         may change:
         tls_cert_file tls_key_file tls_client_ca_file handshake_timeout_ms
         local_cache nx_is_lock rules longer_expiry longer_expiry_factor_max longer_expiry_max_s window_ms hot_keys_max
-        redact_keys buffers_max_bytes clients_max
+        redact_keys metrics_hot_keys buffers_max_bytes clients_max
         client_idle_timeout_s client_output_max_bytes request_max_bytes
         connect_timeout_ms upstream_timeout_ms
         copies copies_max copies_value_max_bytes copies_keys_max

@@ -80,6 +80,8 @@ pub struct Settings {
     pub hot_keys_max: usize,
     /// Show keys as hashes in every API, metric and log line.
     pub redact_keys: bool,
+    /// Of how many of the hottest keys `/metrics` has series.
+    pub metrics_hot_keys: usize,
     /// Bytes of requests and replies held for clients and upstreams, all shards together.
     pub buffers_max_bytes: usize,
     /// Most clients connected at once.
@@ -327,6 +329,7 @@ impl Default for Settings {
             window_ms: 1_000,
             hot_keys_max: 1_000,
             redact_keys: false,
+            metrics_hot_keys: 10,
             buffers_max_bytes: 1 << 30,
             clients_max: 10_000,
             client_idle_timeout_s: 0,
@@ -424,6 +427,9 @@ impl Settings {
         }
         if !(1_024..=1 << 32).contains(&self.request_max_bytes) {
             return Err("request_max_bytes: 1024 to 4294967296".into());
+        }
+        if self.metrics_hot_keys > 1_000 {
+            return Err("metrics_hot_keys: 0 (none) to 1000".into());
         }
         if self.shards > 1024 {
             return Err("shards: 0 (one per core) to 1024".into());

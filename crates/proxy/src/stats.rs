@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 
+use crate::requests::Requests;
+
 /// A counter that only its own shard writes.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -57,7 +59,7 @@ macro_rules! stats {
             -> Vec<(&'static str, bool, &'static str, i64)> {
             vec![$((
                 stringify!($name),
-                stringify!($kind).len() == 7,
+                stringify!($kind) != "Gauge",
                 $help,
                 shards.iter().map(|s| s.$name.get() as i64).sum(),
             ),)*]
@@ -66,7 +68,7 @@ macro_rules! stats {
 }
 
 stats! {
-    Counter requests "Requests received from clients."
+    Requests requests "Requests received from clients."
     Counter local_hits "Reads answered from the local cache."
     Counter stale_answers "Reads answered with the last proved value because their node could not answer."
     Counter fills "Upstream reads made to fill the local cache."

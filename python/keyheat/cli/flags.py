@@ -92,6 +92,7 @@ FLAGS: Final[dict[str, tuple[str, str]]] = {
     "log": ("LEVEL", "error, warn, info or debug."),
     "log_format": ("HOW", "text or json: one JSON object per line."),
     "redact_keys": ("", "Show hashes in place of keys."),
+    "metrics_hot_keys": ("N", "Of how many of the hottest keys /metrics has series."),
 }
 # Tables fit a file only.
 WITHOUT_FLAG: Final = frozenset({"rules", "longer_expiry"})

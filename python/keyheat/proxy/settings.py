@@ -224,6 +224,7 @@ class ProxySettings(BaseModel):
     log: Literal["error", "warn", "info", "debug"] = "info"
     log_format: Literal["text", "json"] = "text"
     redact_keys: bool = False
+    metrics_hot_keys: Annotated[int, Field(ge=0, le=1_000)] = 10
 
     def to_json(self) -> dict[str, Any]:
         """As the native module takes it."""

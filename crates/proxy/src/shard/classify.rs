@@ -10,6 +10,8 @@
 
 use keyheat_resp::command::{self, Command, Flags};
 
+use crate::requests::{Kind, Taken, Way};
+
 /// What the proxy does with a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
@@ -45,6 +47,31 @@ pub(super) enum Class {
     Refused(&'static str),
     /// Looks like HTTP: the connection is cut, as the server does.
     Cut,
+}
+
+impl Class {
+    /// How a request of it is counted, unless it is answered on a shorter way.
+    #[inline]
+    pub fn taken(self, command: Option<&'static Command>) -> Taken {
+        let kind = match self {
+            Self::Keyed | Self::Split(_) if command.is_some_and(Command::is_write) => Kind::Write,
+            Self::Keyed | Self::Split(_) => Kind::Read,
+            Self::AnyNode if command.is_none() => Kind::Other,
+            Self::AnyNode | Self::AllNodes(_) | Self::Beside(_) | Self::Scan => Kind::Server,
+            Self::Apart | Self::OneServerOnly => Kind::Server,
+            Self::Local(_) => Kind::Connection,
+            Self::Session(_) => Kind::Transaction,
+            Self::Blocking | Self::Wait => Kind::Blocking,
+            Self::Subscribe | Self::Monitor => Kind::Pubsub,
+            Self::Refused(_) | Self::Cut => Kind::Other,
+        };
+        let way = match self {
+            Self::Local(_) => Way::Proxy,
+            Self::Cut => Way::Error,
+            _ => Way::Upstream,
+        };
+        Taken { kind, way }
+    }
 }
 
 /// How the parts of a reply become one.

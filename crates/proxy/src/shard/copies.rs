@@ -22,6 +22,7 @@ use super::upstream::{Owner, Pending};
 use super::{count, Shard};
 use crate::copies::{maker, names, scripts};
 use crate::hotview::CopiedKey;
+use crate::requests::Way;
 use keyheat_net::clock::MS;
 
 /// A place that had no copy is left alone for so long, twice as long each time, up to:
@@ -145,6 +146,7 @@ impl Shard {
             asked_at: now,
         };
         let number = self.next_number();
+        self.taken.way = Way::Copy;
         self.copy_reads.insert(number, read);
         self.upstreams[index as usize].ask(&args, Owner::Copy(number), now);
         self.stats.forwarded.add(1);

@@ -30,6 +30,7 @@ use super::serve::{Flow, Keys, Request};
 use super::upstream::{Owner, Pending, Stage};
 use super::users::SERVICE;
 use super::Shard;
+use crate::requests::Way;
 use keyheat_net::clock::{MS, SEC};
 
 /// A key whose value did not fit is left alone so long.
@@ -122,6 +123,7 @@ impl Shard {
                     if let Some(client) = self.clients.get_mut(id.index as usize) {
                         client.reply(|out| out.extend_from_slice(value));
                     }
+                    self.taken.way = Way::LocalCache;
                     self.stats.local_hits.add(1);
                     let hits = self.hits.entry(keys.hash).or_insert(super::Hits {
                         count: 0,
@@ -195,6 +197,7 @@ impl Shard {
             client.note_fill(seq);
             fill.waiters.push(Ticket { client: id, seq });
         }
+        self.taken.way = Way::Shared;
         self.stats.fill_joins.add(1);
         true
     }

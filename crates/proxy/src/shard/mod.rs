@@ -100,6 +100,7 @@ use crate::hotview::HotView;
 use crate::node_stats::Reports;
 use crate::overload_settings::Overload;
 use crate::own_writes::WriteTimes;
+use crate::requests::{Kind, Taken, Way};
 use crate::seldom::Seldom;
 use crate::settings::Settings;
 use crate::stats::ShardStats;
@@ -344,6 +345,8 @@ pub(crate) struct Shard {
     rescan: RequestParser,
     scratch: Vec<u8>,
     gather: Gather,
+    /// What becomes of the request in hand.
+    taken: Taken,
     now: Nanos,
     next_tick: Nanos,
     next_rest: Nanos,
@@ -447,6 +450,10 @@ impl Shard {
             rescan: RequestParser::new(keyheat_resp::Limits::default()),
             scratch: vec![0; READ_BYTES],
             gather: Gather::new(cores::are_taken_by(shards)),
+            taken: Taken {
+                kind: Kind::Other,
+                way: Way::Proxy,
+            },
             now: clock::now(),
             next_tick: 0,
             next_rest: 0,

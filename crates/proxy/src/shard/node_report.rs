@@ -1,5 +1,7 @@
 //! How the nodes do, shown every tick.
 
+use keyheat_core::Nanos;
+
 use super::Shard;
 use crate::node_stats::NodeReport;
 
@@ -29,7 +31,26 @@ impl Shard {
                 queued: queued as u64,
                 turned_back: state.guard.turned_back,
                 stale_answers: state.guard.stale_answers,
+                proved_at: self.proved_at(node as u32),
             };
+        }
+    }
+
+    /// The newest proof, where there is anything that it proves.
+    fn proved_at(&self, node: u32) -> Option<Nanos> {
+        let source = Self::source(node);
+        if self.cache.is_idle(source) {
+            return None;
+        }
+        let age = self.cache.proof_age(source, self.now)?;
+        Some(self.now.saturating_sub(age))
+    }
+
+    /// Shows a new proof at once: its age is to be told to the millisecond.
+    pub(super) fn report_proof(&self, node: u32) {
+        let mut reports = keyheat_net::lock(&self.node_stats);
+        if let Some(report) = reports.get_mut(node as usize) {
+            report.proved_at = self.proved_at(node);
         }
     }
 }

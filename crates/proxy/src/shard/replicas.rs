@@ -32,6 +32,7 @@ use super::serve::{Flow, Keys, Request};
 use super::upstream::{Owner, Pending, Role, Upstream};
 use super::users::SERVICE;
 use super::{count, Shard};
+use crate::requests::Way;
 use crate::settings::{ReadFrom, ReadYourWrites};
 use keyheat_net::clock::MS;
 
@@ -196,6 +197,7 @@ impl Shard {
         let seq = client.open_slot(request.frame.len());
         // A write behind it must not overtake it.
         client.note_fill(seq);
+        self.taken.way = Way::Replica;
         let owner = Owner::Client(Ticket { client: id, seq });
         let mut pending = Pending::new(owner, request.frame.len(), self.now);
         pending.key_hash = keys.hash;

@@ -12,6 +12,7 @@ use super::client::{Client, ClientId, Ticket, Transaction, Wants};
 use super::upstream::{Owner, Pending};
 use super::users::NOBODY;
 use super::{Shard, WAITING_MAX};
+use crate::requests::Way;
 use keyheat_core::Nanos;
 use keyheat_net::clock::{self, SEC};
 
@@ -242,7 +243,6 @@ impl Shard {
                     let frame = parser.frame(&buf[pos..]);
                     if parser.argc() > 0 {
                         let request = Request::new(frame, &parser);
-                        self.stats.requests.add(1);
                         let flow = match self.longer_expiry {
                             None => self.dispatch(id, &request),
                             Some(_) => self.dispatch_lengthened(id, &request),
@@ -251,6 +251,7 @@ impl Shard {
                             self.hold(id);
                             break;
                         }
+                        self.stats.requests.count(self.taken);
                     }
                     pos += len;
                     if let Some(client) = self.client(id) {
@@ -318,6 +319,7 @@ impl Shard {
 
     /// Answers a request with an error.
     pub(super) fn refuse(&mut self, id: ClientId, message: &str) -> Flow {
+        self.taken.way = Way::Error;
         if let Some(client) = self.client(id) {
             client.is_aborted |= client.transaction != Transaction::None;
             client.reply(|out| encode::error(out, message));
@@ -333,6 +335,7 @@ impl Shard {
             None if is_http(name) => Class::Cut,
             None => Class::AnyNode,
         };
+        self.taken = class.taken(command.map(|c| c.sub(request.arg(1)).unwrap_or(c)));
         let Some(client) = self.clients.get_mut(id.index as usize) else {
             return Flow::Next;
         };

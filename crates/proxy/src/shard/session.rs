@@ -17,6 +17,7 @@ use super::jobs::How;
 use super::serve::{writes, Flow, Request};
 use super::upstream::{Owner, Pending, Role};
 use super::Shard;
+use crate::requests::Way;
 
 /// Commands of a transaction that are kept before its first key.
 const QUEUED_MAX: usize = 1024;
@@ -87,6 +88,7 @@ impl Shard {
 
     /// An error that does not spoil the transaction, as the server has it.
     fn refuse_mildly(&mut self, id: ClientId, text: &str) -> Flow {
+        self.taken.way = Way::Error;
         if let Some(client) = self.client(id) {
             client.reply(|out| encode::error(out, text));
         }

@@ -25,6 +25,7 @@ use super::serve::Flow;
 use super::upstream::{Owner, Pending};
 use super::users::SERVICE;
 use super::Shard;
+use crate::requests::Way;
 use crate::settings::Settings;
 use keyheat_net::clock::MS;
 
@@ -111,6 +112,7 @@ impl Shard {
         let Some(reply) = self.stale_reply(id, frame, flags) else {
             return self.refuse_upstream(id, text);
         };
+        self.taken.way = Way::Stale;
         if let Some(client) = self.client(id) {
             client.reply(|out| out.extend_from_slice(&reply));
         }

@@ -107,6 +107,7 @@ impl Shard {
     /// A whole heartbeat was answered well.
     fn on_proved(&mut self, node: u32, sent_at: Nanos) {
         self.cache.proved(Self::source(node), sent_at);
+        self.report_proof(node);
         self.nodes[node as usize].track_backoff = 0;
         self.unrefuse(node);
     }

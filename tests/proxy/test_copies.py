@@ -106,6 +106,54 @@ def test_a_write_is_seen_by_the_next_read_whatever_way_it_took(
         assert other.exists("item:1") == 0
 
 
+def test_a_write_whose_reply_comes_in_pieces_is_seen_by_the_next_read(
+    trio: EmbeddedCluster, proxy_factory: Any, eventually: Any
+) -> None:
+    proxy = proxy_factory(trio.url, shards=2, **SETTINGS)
+    with connect(proxy) as client, connect(proxy) as other:
+        values = [b"%d" % n * 300_000 for n in range(2)]
+        client.set("item:1", values[1])
+        wait_for_copies(proxy, client, eventually)
+        for turn in range(30):
+            value = values[turn % 2]
+            if turn % 4 < 2:
+                assert client.getset("item:1", value) == values[1 - turn % 2]
+            else:
+                with client.pipeline(transaction=True) as pipe:
+                    assert pipe.get("item:1").set("item:1", value).execute() == [values[1 - turn % 2], True]
+            assert [each.get("item:1") == value for each in (client, other) for _ in range(3)] == [True] * 6
+            time.sleep(0.02)
+        assert stat(proxy, "copy_voidings") >= 30
+
+
+@pytest.mark.parametrize("is_watching", [False, True])
+def test_what_a_blocking_command_takes_is_gone_for_the_next_read(
+    trio: EmbeddedCluster, proxy_factory: Any, eventually: Any, is_watching: bool
+) -> None:
+    proxy = proxy_factory(trio.url, shards=2, **SETTINGS)
+    key = "item:l"
+    # A key on another node, so that the wait has a connection beside the watch's.
+    far = next(k for k in (f"w{n}" for n in range(99)) if trio.owner(k) is not trio.owner(key))
+    with connect(proxy) as client, connect(proxy) as other, client.pipeline() as waits:
+        if is_watching:
+            waits.watch(far)
+        other.rpush(key, *range(60))
+
+        def is_read() -> bool:
+            for _ in range(60):
+                other.lrange(key, 0, -1)
+            return stat(proxy, "copy_reads") > 20
+
+        eventually(is_read)
+        for turn in range(30):
+            taken = (waits if is_watching else client).blpop([key], 5)
+            assert taken == (key.encode(), b"%d" % turn)
+            for _ in range(4):
+                assert other.lrange(key, 0, 0) == [b"%d" % (turn + 1)]
+            time.sleep(0.01)
+        assert stat(proxy, "copy_voidings") >= 30
+
+
 def test_readers_never_go_back_behind_an_answered_write(
     trio: EmbeddedCluster, proxy_factory: Any, eventually: Any
 ) -> None:

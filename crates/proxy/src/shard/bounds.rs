@@ -10,7 +10,6 @@ impl Shard {
     pub(super) fn bound_buffers(&mut self) {
         let mut held: usize = self.jobs.iter().map(|(_, j)| j.held()).sum();
         held += self.voidings.values().map(|v| v.held()).sum::<usize>();
-        held += self.held.values().map(|h| h.held()).sum::<usize>();
         held += self.copy_reads.values().map(|r| r.held()).sum::<usize>();
         held += self.waiting_reads.iter().map(|r| r.held()).sum::<usize>();
         held += self.parked.iter().map(|p| p.frame.len()).sum::<usize>();

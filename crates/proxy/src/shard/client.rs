@@ -254,16 +254,11 @@ impl Client {
         }
     }
 
-    /// The number of the slot that is opened next.
-    pub fn next_seq(&self) -> u32 {
-        self.head.wrapping_add(self.slots.len() as u32)
-    }
-
     /// Opens a slot for a request whose reply comes later.
     ///
     /// `cost`: bytes of the request.
     pub fn open_slot(&mut self, cost: usize) -> u32 {
-        let seq = self.next_seq();
+        let seq = self.head.wrapping_add(self.slots.len() as u32);
         self.held += cost;
         self.asked += cost;
         self.slots.push_back(Slot {

@@ -6,8 +6,9 @@
 //!
 //! A write of a copied key is answered only when no copy from before it is left: its reply is held back, the
 //! key's version is moved beside the original, and the copies are deleted at every place that may hold one.
-//! Where that fails, the reply waits until they have expired. What is held back is found by its ticket, so it
-//! does not matter by which way the reply comes (a single write, a part of `MSET`, `EXEC`, `BLPOP`).
+//! Where that fails, the reply waits until they have expired. That is decided when the reply comes, and what is
+//! held back is found by its ticket, so it does not matter by which way it comes (a single write, a part of
+//! `MSET`, `EXEC`, `BLPOP`).
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -50,20 +51,6 @@ impl CopyRead {
     /// Bytes that are held for it.
     pub fn held(&self) -> usize {
         self.frame.len() + self.key.len()
-    }
-}
-
-/// A reply that is held back until copies are gone.
-#[derive(Default)]
-pub(super) struct Held {
-    keys: Vec<CopiedKey>,
-    reply: Vec<u8>,
-}
-
-impl Held {
-    /// Bytes of the reply so far.
-    pub fn held(&self) -> usize {
-        self.reply.len()
     }
 }
 
@@ -211,59 +198,42 @@ impl Shard {
         self.forward_waiter(read.ticket, &read.frame, &read.key, read.key_hash);
     }
 
-    /// Has the reply to a write held back, if it writes a key that is copied.
+    /// Has the reply that has just come held back, if what it answers has written a key that is copied.
     ///
-    /// Args: `flags` and `key_hash` of the request, as in [`Pending`].
-    #[cold]
-    pub(super) fn hold_reply(&mut self, ticket: Ticket, frame: &[u8], flags: u8, key_hash: u64) {
-        let copied = &self.hot.copied;
-        let hashes: Vec<u64> = if flags & Pending::WRITES_ALL != 0 {
-            copied.keys().copied().collect()
-        } else if flags & Pending::MANY_KEYS != 0 {
-            let keys = count::all_keys(&mut self.rescan, frame);
-            keys.iter().map(|key| self.hasher.hash(key)).collect()
-        } else {
-            vec![key_hash]
-        };
-        self.hold_reply_of(ticket, &hashes);
-    }
-
-    /// The same once the reply has come: the key may be copied only since the write was sent.
+    /// The only place where that is decided, and early enough: only copies that may be there now can be stale. Of
+    /// a reply that is passed on in pieces it is the last one that is held back, and without it there is no answer.
     #[cold]
     pub(super) fn hold_answer(&mut self, pending: &Pending, request: &[u8]) {
-        let ticket = match pending.owner {
-            Owner::Client(ticket) => Some(ticket),
-            Owner::Part { job, .. } => self.jobs.get(job as usize).map(|job| job.ticket),
-            _ => None,
+        let (ticket, is_session) = match pending.owner {
+            Owner::Client(ticket) => (ticket, pending.has(Pending::RELEASES)),
+            Owner::Part { job, .. } => match self.jobs.get(job as usize) {
+                Some(job) => (job.ticket, job.is_wait),
+                None => return,
+            },
+            _ => return,
         };
-        if let Some(ticket) = ticket {
-            self.hold_reply(ticket, request, pending.flags, pending.key_hash);
+        if is_session {
+            self.hold_reply_of_session(ticket);
+        } else if pending.has(Pending::WRITE | Pending::WRITES_ALL) {
+            self.hold_reply(ticket, request, pending);
         }
     }
 
-    /// The same for a write of keys by their hashes.
-    #[cold]
-    pub(super) fn hold_reply_of(&mut self, ticket: Ticket, hashes: &[u64]) {
+    fn hold_reply(&mut self, ticket: Ticket, request: &[u8], pending: &Pending) {
         let copied = &self.hot.copied;
-        let mut hashes: Vec<u64> = hashes.to_vec();
-        hashes.retain(|hash| copied.contains_key(hash));
-        if hashes.is_empty() || self.now < self.copies_off_until.load(Relaxed) {
-            return;
-        }
-        hashes.sort_unstable();
-        hashes.dedup();
-        let ticket = (ticket.client.index, ticket.client.generation, ticket.seq);
-        let held = self.held.entry(ticket).or_default();
-        for key in hashes.iter().filter_map(|hash| copied.get(hash)) {
-            if !held.keys.iter().any(|known| known.key == key.key) {
-                held.keys.push(key.clone());
-            }
-        }
+        let hashes: Vec<u64> = if pending.has(Pending::WRITES_ALL) {
+            copied.keys().copied().collect()
+        } else if pending.has(Pending::MANY_KEYS) {
+            let keys = count::all_keys(&mut self.rescan, request);
+            keys.iter().map(|key| self.hasher.hash(key)).collect()
+        } else {
+            vec![pending.key_hash]
+        };
+        self.hold_reply_of(ticket, hashes);
     }
 
     /// The same for what the transaction or the blocking command of a client writes.
-    #[cold]
-    pub(super) fn hold_reply_of_session(&mut self, ticket: Ticket) {
+    fn hold_reply_of_session(&mut self, ticket: Ticket) {
         let Some(client) = self.client(ticket.client) else {
             return;
         };
@@ -272,46 +242,46 @@ impl Shard {
         } else {
             client.written_keys.clone()
         };
-        self.hold_reply_of(ticket, &hashes);
+        self.hold_reply_of(ticket, hashes);
     }
 
-    /// A piece of a reply that may be held back; false if it is not.
+    fn hold_reply_of(&mut self, ticket: Ticket, mut hashes: Vec<u64>) {
+        let copied = &self.hot.copied;
+        hashes.retain(|hash| copied.contains_key(hash));
+        if hashes.is_empty() || self.now < self.copies_off_until.load(Relaxed) {
+            return;
+        }
+        hashes.sort_unstable();
+        hashes.dedup();
+        let keys = self.held.entry(named(ticket)).or_default();
+        for key in hashes.iter().filter_map(|hash| copied.get(hash)) {
+            if !keys.iter().any(|known| known.key == key.key) {
+                keys.push(key.clone());
+            }
+        }
+    }
+
+    /// A whole reply, or the end of one, that may be held back; false if it is not.
     #[cold]
-    pub(super) fn keep_back(
-        &mut self,
-        id: ClientId,
-        seq: u32,
-        piece: &[u8],
-        is_complete: bool,
-    ) -> bool {
-        let ticket = (id.index, id.generation, seq);
-        let Some(held) = self.held.get_mut(&ticket) else {
+    pub(super) fn keep_back(&mut self, ticket: Ticket, reply: &[u8]) -> bool {
+        let Some(keys) = self.held.remove(&named(ticket)) else {
             return false;
         };
-        held.reply.extend_from_slice(piece);
-        if held.reply.len() > self.budget {
-            self.held.remove(&ticket);
-            self.cut_for_memory(id);
+        if reply.len() > self.budget {
+            self.cut_for_memory(ticket.client);
             return true;
         }
-        if !is_complete {
-            return true;
-        }
-        let Some(held) = self.held.remove(&ticket) else {
-            return false;
-        };
-        self.void_copies(Ticket { client: id, seq }, held);
+        self.void_copies(ticket, keys, reply);
         true
     }
 
-    fn void_copies(&mut self, ticket: Ticket, held: Held) {
+    fn void_copies(&mut self, ticket: Ticket, keys: Vec<CopiedKey>, reply: &[u8]) {
         self.stats.copy_voidings.add(1);
         let bound = self.settings.copies_max_staleness_ms * MS;
-        let keys = held.keys;
         let number = self.next_number();
         let voiding = Voiding {
             ticket,
-            reply: held.reply,
+            reply: reply.to_vec(),
             keys: keys.clone(),
             waiting: keys.len() as u32,
             has_failed: false,
@@ -480,6 +450,10 @@ impl Shard {
         }
         sends
     }
+}
+
+fn named(ticket: Ticket) -> (u32, u32, u32) {
+    (ticket.client.index, ticket.client.generation, ticket.seq)
 }
 
 fn miss_of(key_hash: u64, place: u32) -> u64 {

@@ -23,7 +23,7 @@ const SCAN_NODES: u64 = 1024;
 pub(super) struct Job {
     pub ticket: Ticket,
     /// The client waits in it.
-    is_wait: bool,
+    pub is_wait: bool,
     merge: How,
     waiting: usize,
     parts: Vec<Vec<u8>>,
@@ -221,12 +221,6 @@ impl Shard {
         let is_write = |flags: u8| flags & (Pending::WRITE | Pending::WRITES_ALL) != 0;
         if sends.iter().any(|s| is_write(s.3)) {
             client.note_write(seq);
-            if !self.hot.copied.is_empty() {
-                let ticket = Ticket { client: id, seq };
-                for (_, frame, key_hash, flags) in sends.iter().filter(|s| is_write(s.3)) {
-                    self.hold_reply(ticket, frame, *flags, *key_hash);
-                }
-            }
         }
         let job = self.jobs.insert(Job {
             ticket: Ticket { client: id, seq },

@@ -96,7 +96,7 @@ use slab::Slab;
 
 use crate::control::ToControl;
 use crate::cores;
-use crate::hotview::HotView;
+use crate::hotview::{CopiedKey, HotView};
 use crate::node_stats::Reports;
 use crate::overload_settings::Overload;
 use crate::own_writes::WriteTimes;
@@ -319,8 +319,8 @@ pub(crate) struct Shard {
     /// No copies are used before this, in any shard.
     copies_off_until: Arc<AtomicU64>,
     copy_misses: ByHash<(Nanos, Nanos)>,
-    /// Replies to be held back until copies are voided, by ticket.
-    held: hashbrown::HashMap<(u32, u32, u32), copies::Held>,
+    /// Keys whose copies are to be voided before a reply is given, by its ticket.
+    held: hashbrown::HashMap<(u32, u32, u32), Vec<CopiedKey>>,
     voidings: hashbrown::HashMap<u32, copies::Voiding>,
     waiting_reads: Vec<replicas::WaitingRead>,
     random: u64,

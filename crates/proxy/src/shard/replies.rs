@@ -6,7 +6,7 @@ use keyheat_resp::reply::{parse, Value};
 use keyheat_resp::{encode, tracking, Limits};
 use mio::event::Event;
 
-use super::client::{ClientId, Transaction};
+use super::client::{ClientId, Ticket, Transaction};
 use super::upstream::{Owner, Pending, Role, Stage};
 use super::users::SERVICE;
 use super::Shard;
@@ -174,7 +174,8 @@ impl Shard {
     }
 
     pub(super) fn pass_on(&mut self, id: ClientId, seq: u32, piece: &[u8], is_complete: bool) {
-        if !self.held.is_empty() && self.keep_back(id, seq, piece, is_complete) {
+        if is_complete && !self.held.is_empty() && self.keep_back(Ticket { client: id, seq }, piece)
+        {
             return;
         }
         let (budget, output_max) = (self.budget, self.output_max);
@@ -228,9 +229,6 @@ impl Shard {
             }
         }
         if let (Owner::Client(ticket), false) = (pending.owner, is_error) {
-            if pending.has(Pending::RELEASES) && !self.hot.copied.is_empty() {
-                self.hold_reply_of_session(ticket);
-            }
             self.settle_in_place(index, &pending, range, frame.len() as u64);
             if role == Role::Reader {
                 self.note_latency(node, pending.sent_at);
@@ -373,7 +371,7 @@ impl Shard {
         bytes: u64,
         request: &[u8],
     ) {
-        if !self.hot.copied.is_empty() && pending.has(Pending::WRITE | Pending::WRITES_ALL) {
+        if !self.hot.copied.is_empty() {
             self.hold_answer(pending, request);
         }
         if pending.has(Pending::WRITES_ALL) {

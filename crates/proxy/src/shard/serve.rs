@@ -639,9 +639,6 @@ impl Shard {
         if flags & (Pending::WRITE | Pending::WRITES_ALL) != 0 {
             client.note_write(seq);
             client.note_write_to(node, losses);
-            if !self.hot.copied.is_empty() {
-                self.hold_reply(Ticket { client: id, seq }, frame, flags, key_hash);
-            }
         }
         let mut pending = Pending::new(Owner::Client(Ticket { client: id, seq }), frame.len(), now);
         pending.key_hash = key_hash;

@@ -396,14 +396,6 @@ impl Shard {
             // Keys are watched on another node: the wait has a connection of its own.
             self.note_write_to(id, node);
             let frames = [request.frame.to_vec()];
-            if let Some(client) = self.clients.get(id.index as usize) {
-                // The slot that it is about to take.
-                let ticket = Ticket {
-                    client: id,
-                    seq: client.next_seq(),
-                };
-                self.hold_reply_of_session(ticket);
-            }
             return self.start_beside(id, How::Merge(Merge::AllOk), &[node], &frames);
         }
         if let Err(text) = self.pin(id, node) {
@@ -459,11 +451,7 @@ impl Shard {
             client.is_held = true;
         }
         let seq = client.open_slot(frame.len());
-        let ticket = Ticket { client: id, seq };
-        let owner = Owner::Client(ticket);
-        if flags & Pending::RELEASES != 0 && !self.hot.copied.is_empty() {
-            self.hold_reply_of_session(ticket);
-        }
+        let owner = Owner::Client(Ticket { client: id, seq });
         let mut pending = Pending::new(owner, frame.len(), now);
         pending.flags = flags;
         let up = &mut self.upstreams[index as usize];

@@ -307,9 +307,8 @@ pub(crate) struct Shard {
     epochs: Arc<WriteEpochs>,
     own_writes: Arc<[WriteTimes]>,
     locks: Arc<LockMarks>,
-    /// Whether replicas are asked how far they are, and whether reads go to them.
+    /// Whether reads may go to replicas, and replicas are asked how far they are.
     asks_replicas: bool,
-    replicas_on: bool,
     /// What was learnt of replicas before this does not count.
     asks_since: Nanos,
     /// A place for copies on each primary.
@@ -420,7 +419,6 @@ impl Shard {
             own_writes: parts.own_writes,
             locks: parts.locks,
             asks_replicas: s.reads_replicas(),
-            replicas_on: s.reads_replicas(),
             asks_since: 0,
             copy_places: Vec::new(),
             last_number: 0,

@@ -128,7 +128,7 @@ impl Shard {
     /// Whether a read may go to a replica at all.
     #[inline]
     pub(super) fn may_ask_replica(&self, key_hash: u64) -> bool {
-        self.replicas_on
+        self.asks_replicas
             && match self.settings.read_from {
                 ReadFrom::PreferReplica | ReadFrom::Replica => true,
                 ReadFrom::HotOnly => self.hot.contains(key_hash),
@@ -149,7 +149,6 @@ impl Shard {
             self.asks_since = self.now + SETTLE;
         }
         self.asks_replicas = is_wanted;
-        self.replicas_on = is_wanted;
     }
 
     /// Sends a read to a replica. `None`: it goes to the primary.

@@ -12,7 +12,7 @@
 //! - `reload`: settings that change while it runs
 //! - `parts`: threads that are run again should they die; `cores`: how many there are for shards
 //! - `listen`, `listener`, `unix_socket`: clients accepted; `headed`, `proxy_header`: from balancers
-//! - `stream`, `tls`: connections, encrypted or not
+//! - `stream`, `tls`: connections, encrypted or not; `random`: what is drawn
 //! - [`stats`], `requests`, `node_stats`, [`hotview`]: what they share
 //!
 //! # Life of a GET
@@ -37,6 +37,7 @@ mod overload_settings;
 mod own_writes;
 mod parts;
 mod proxy_header;
+mod random;
 mod reload;
 mod requests;
 mod seldom;

@@ -17,6 +17,7 @@ use keyheat_resp::slot;
 use super::names::{self, Beside};
 use super::scripts;
 use crate::control::Shared;
+use crate::random::Random;
 use crate::settings::Settings;
 use crate::topology::{Connection, Topology};
 
@@ -48,7 +49,7 @@ pub(crate) struct Maker {
     owner: String,
     keys: HashMap<Arc<[u8]>, Copied>,
     connections: HashMap<String, Connection>,
-    random: u64,
+    random: Random,
     last_failure: String,
 }
 
@@ -64,7 +65,7 @@ impl Maker {
             owner: format!("{number:016x}"),
             keys: HashMap::new(),
             connections: HashMap::new(),
-            random: number | 1,
+            random: Random::new(number),
             last_failure: String::new(),
         };
         loop {
@@ -150,7 +151,7 @@ impl Maker {
         let places = names::places_of(&all, own, slot::slot(key), self.settings.copies_max);
         let lease_ms = 2 * self.settings.copies_max_staleness_ms;
         // As an owner every round; as a candidate now and then, so that the hot node is not asked by all.
-        let later = Duration::from_millis(lease_ms).mul_f64(0.5 + self.draw());
+        let later = Duration::from_millis(lease_ms).mul_f64(0.5 + self.random.draw());
         let Some(copied) = self.keys.get_mut(key) else {
             return Ok(());
         };
@@ -378,13 +379,6 @@ impl Maker {
             self.connections.remove(&name);
         }
         answer
-    }
-
-    fn draw(&mut self) -> f64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
 

@@ -144,7 +144,7 @@ impl Shard {
     fn draw_place(&mut self, keys: &Keys, key: &[u8], node: u32) -> Option<u32> {
         let most = self.settings.copies_max;
         let places = names::places_of(&self.copy_places, node, slot::slot(key), most);
-        let drawn = (self.draw() * (places.len() + 1) as f64) as usize;
+        let drawn = (self.random.draw() * (places.len() + 1) as f64) as usize;
         let place = *places.get(drawn)?;
         let missed = self.copy_misses.get(&miss_of(keys.hash, place));
         missed

@@ -214,7 +214,7 @@ impl Shard {
     }
 
     pub(super) fn fail(&mut self, node: u32, cause: Cause, why: &str) {
-        let chance = self.draw();
+        let chance = self.random.draw();
         let guard = &mut self.nodes[node as usize].guard;
         let settings = &self.overload.breaker;
         if guard.breaker.fail(self.now, chance, settings) {
@@ -353,7 +353,7 @@ impl Shard {
         if ended == Sums::default() || !self.overload.has_breaker {
             return;
         }
-        let (now, chance) = (self.now, self.draw());
+        let (now, chance) = (self.now, self.random.draw());
         let settings = self.overload.breaker;
         let guard = &mut self.nodes[node as usize].guard;
         let was = guard.breaker.state();

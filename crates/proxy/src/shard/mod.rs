@@ -100,6 +100,7 @@ use crate::hotview::{CopiedKey, HotView};
 use crate::node_stats::Reports;
 use crate::overload_settings::Overload;
 use crate::own_writes::WriteTimes;
+use crate::random::Random;
 use crate::requests::{Kind, Taken, Way};
 use crate::seldom::Seldom;
 use crate::settings::Settings;
@@ -322,7 +323,7 @@ pub(crate) struct Shard {
     held: hashbrown::HashMap<(u32, u32, u32), Vec<CopiedKey>>,
     voidings: hashbrown::HashMap<u32, copies::Voiding>,
     waiting_reads: Vec<replicas::WaitingRead>,
-    random: u64,
+    random: Random,
     fills: ByHash<Fill>,
     fill_of: ByHash<u64>,
     next_fill: u64,
@@ -428,7 +429,7 @@ impl Shard {
             held: hashbrown::HashMap::new(),
             voidings: hashbrown::HashMap::new(),
             waiting_reads: Vec::new(),
-            random: clock::now() | 1,
+            random: Random::new(clock::now()),
             fills: ByHash::default(),
             fill_of: ByHash::default(),
             next_fill: 0,

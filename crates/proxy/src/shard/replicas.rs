@@ -347,7 +347,7 @@ impl Shard {
             self.hurry(primary, HURRY);
         }
         let fit = &fit[..count];
-        let drawn = self.draw() * sum;
+        let drawn = self.random.draw() * sum;
         let found = fit.iter().find(|(_, up_to)| drawn < *up_to);
         found.or(fit.last()).map(|(node, _)| *node)
     }
@@ -391,14 +391,6 @@ impl Shard {
         let bound = (self.settings.replica_lag_max_ms * MS).max(1) as f64;
         let latency = state.replication.latency.max(LATENCY_MIN) as f64;
         1.0 / (latency * (1 + on_their_way) as f64 * (1.0 + lag / bound))
-    }
-
-    /// A number from 0 to 1, by xorshift.
-    pub(super) fn draw(&mut self) -> f64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random >> 11) as f64 / (1_u64 << 53) as f64
     }
 
     /// The connection on which reads of all clients of a user go to a replica.

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use keyheat_core::Nanos;
 use keyheat_resp::command::Command;
-use keyheat_resp::reply::{parse, Value};
+use keyheat_resp::reply::{is_absent, parse};
 use keyheat_resp::{encode, slot, Limits, Protocol};
 
 use super::client::{ClientId, Ticket};
@@ -517,23 +517,7 @@ fn may_ask_copy(name: &str) -> bool {
 
 /// Whether a reply proves that its key exists.
 fn says_something(frame: &[u8]) -> bool {
-    match parse(frame, &Limits::default()) {
-        Ok(Some((value, _))) => is_something(&value),
-        _ => false,
-    }
-}
-
-fn is_something(value: &Value) -> bool {
-    match value {
-        Value::Bulk(bytes) => !bytes.is_empty(),
-        Value::Verbatim { text, .. } => !text.is_empty(),
-        Value::Int(n) => *n != 0,
-        Value::Double(_) | Value::BigNumber(_) | Value::Simple(_) => true,
-        Value::Bool(is_true) => *is_true,
-        Value::Array(items) | Value::Set(items) => items.iter().any(is_something),
-        Value::Map(pairs) => !pairs.is_empty(),
-        _ => false,
-    }
+    !matches!(frame.first(), Some(b'-' | b'!')) && !is_absent(frame)
 }
 
 #[cfg(test)]

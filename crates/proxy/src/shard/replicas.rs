@@ -24,7 +24,7 @@ use std::collections::VecDeque;
 
 use keyheat_core::Nanos;
 use keyheat_resp::command::Command;
-use keyheat_resp::reply::{parse, Value};
+use keyheat_resp::reply::{has_null, is_absent, parse, Value};
 use keyheat_resp::{encode, slot, Limits, Protocol};
 
 use super::client::{ClientId, Ticket};
@@ -659,24 +659,10 @@ pub(super) fn is_unfit(error: &[u8]) -> bool {
 
 /// Whether a reply is what an absent key gives, or holds that for one of several.
 fn lacks_something(pending: &Pending, frame: &[u8]) -> bool {
-    let is_many = pending.has(Pending::MANY_KEYS);
     match frame.first() {
-        Some(b'-' | b'+') => frame == b"+none\r\n",
-        Some(b'$') => frame.starts_with(b"$-1") || frame.starts_with(b"$0"),
-        Some(b'_') => true,
-        Some(b':') => is_many || frame == b":0\r\n" || frame == b":-2\r\n",
-        Some(b'*' | b'~' | b'%') => match parse(frame, &Limits::default()) {
-            Ok(Some((Value::Array(items), _))) if is_many => {
-                items.iter().any(|item| matches!(item, Value::Null))
-            }
-            Ok(Some((Value::Array(items) | Value::Set(items), _))) => items
-                .iter()
-                .all(|item| matches!(item, Value::Null | Value::Int(0 | -2))),
-            Ok(Some((Value::Map(pairs), _))) => pairs.is_empty(),
-            Ok(Some((Value::Null, _))) => true,
-            _ => false,
-        },
-        _ => false,
+        Some(b':') if pending.has(Pending::MANY_KEYS) => true,
+        Some(b'*') if pending.has(Pending::MANY_KEYS) => has_null(frame),
+        _ => is_absent(frame),
     }
 }
 

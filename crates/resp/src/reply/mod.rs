@@ -9,11 +9,15 @@
 //! are errors: no server sends them.
 //!
 //! What one accepts the other accepts too: both read header lines by the same code.
+//!
+//! [`is_absent`] and [`has_null`] tell from a frame, without building anything, what an absent key answers.
 
+mod absent;
 mod header;
 mod scan;
 mod value;
 
+pub use absent::{has_null, is_absent};
 pub use scan::{ReplyScanner, Scan};
 pub use value::{parse, Value};
 

@@ -511,6 +511,12 @@ impl Client {
     pub fn may_read_locally(&self) -> bool {
         !self.is_watching && self.transaction == Transaction::None && self.own.is_none()
     }
+
+    /// Whether a read that comes now may be answered by another than the primary, which has every write of
+    /// this client: memory, a copy, a replica.
+    pub fn may_read_elsewhere(&self) -> bool {
+        self.may_read_locally() && !self.has_unanswered_write()
+    }
 }
 
 #[cfg(test)]

@@ -96,8 +96,7 @@ impl Shard {
     ) -> Option<Flow> {
         let client = self.clients.get(id.index as usize)?;
         let may = keys.count == 1
-            && client.may_read_locally()
-            && !client.has_unanswered_write()
+            && client.may_read_elsewhere()
             && client.db == 0
             && may_ask_copy(command.name);
         if !may {

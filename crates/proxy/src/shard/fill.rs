@@ -97,10 +97,7 @@ impl Shard {
             Cacheable::Yes | Cacheable::HashFields => true,
             Cacheable::WholeHash => !has_field_expiry,
         };
-        if client.has_unanswered_write() {
-            return None;
-        }
-        if !cacheable || !client.may_read_locally() || db != self.settings.upstream.db {
+        if !cacheable || !client.may_read_elsewhere() || db != self.settings.upstream.db {
             return None;
         }
         let user = client.user;

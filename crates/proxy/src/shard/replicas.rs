@@ -162,7 +162,7 @@ impl Shard {
     ) -> Option<Flow> {
         let client = self.clients.get(id.index as usize)?;
         let is_script = matches!(command.name, "eval_ro" | "evalsha_ro" | "fcall_ro");
-        if is_script || !client.may_read_locally() || client.has_unanswered_write() {
+        if is_script || !client.may_read_elsewhere() {
             return None;
         }
         let wanted = (client.protocol, client.db, client.user);
@@ -289,7 +289,7 @@ impl Shard {
         primary: u32,
     ) -> Option<u32> {
         let client = self.clients.get(id.index as usize)?;
-        if !client.may_read_locally() || client.has_unanswered_write() {
+        if !client.may_read_elsewhere() {
             return None;
         }
         if self.settings.read_your_writes == ReadYourWrites::Global {

@@ -82,7 +82,7 @@ impl Shard {
         }
         let client = self.client(id)?;
         let (protocol, db, user) = (client.protocol, client.db, client.user);
-        if !client.may_read_locally() || client.has_unanswered_write() {
+        if !client.may_read_elsewhere() {
             return None;
         }
         if db != self.settings.upstream.db || (user != SERVICE && !self.is_permitted(user, frame)) {

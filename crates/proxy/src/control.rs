@@ -16,6 +16,7 @@ use keyheat_core::detect::{Detector, DetectorSettings, ShardReport};
 use keyheat_core::hash::{ByHash, KeyHasher};
 use keyheat_core::hotset::HotSet;
 use keyheat_core::lockmarks::LockMarks;
+use keyheat_core::rule::RuleSet;
 use keyheat_core::Nanos;
 use keyheat_resp::slot;
 use mio::Waker;
@@ -171,10 +172,28 @@ pub(crate) fn feed(shared: &Shared, json: &str) -> Result<(), String> {
     lock(&shared.feeds).take(feed, clock::now())
 }
 
+/// What the settings make of their rules: asked for at every verdict, so it is kept.
+struct Ruled {
+    rules: RuleSet,
+    may_copy: bool,
+    limits: Vec<ReadLimits>,
+}
+
+impl Ruled {
+    fn of(settings: &Settings) -> Self {
+        Self {
+            rules: settings.rule_set().unwrap_or_default(),
+            may_copy: settings.copies && settings.may_copy(),
+            limits: settings.read_limits(),
+        }
+    }
+}
+
 pub(crate) struct Control {
     shared: Arc<Shared>,
     /// What is judged by.
     settings: Arc<Settings>,
+    ruled: Ruled,
     shards: Vec<ShardHandle>,
     inbox: Receiver<ToControl>,
     watcher: Sender<Option<String>>,
@@ -211,8 +230,10 @@ impl Control {
                 });
             })
             .map_err(|e| e.to_string())?;
+        let settings = shared.settings.load_full();
         Ok(Self {
-            settings: shared.settings.load_full(),
+            ruled: Ruled::of(&settings),
+            settings,
             shared,
             shards,
             inbox,
@@ -242,7 +263,9 @@ impl Control {
 
     /// Forgets what is being judged. Shards learn with the next verdict that nothing is hot.
     fn begin_anew(&mut self) -> Result<(), String> {
-        self.detector = detector(&self.shared.settings.load())?;
+        self.settings = self.shared.settings.load_full();
+        self.ruled = Ruled::of(&self.settings);
+        self.detector = detector(&self.settings)?;
         self.last_hits = ByHash::default();
         if let Some(topology) = self.shared.topology.load_full() {
             self.detector
@@ -349,6 +372,7 @@ impl Control {
                 tls: self.shared.credentials.load().client.clone(),
             }));
         }
+        self.ruled = Ruled::of(&settings);
         let old = std::mem::replace(&mut self.settings, Arc::clone(&settings));
         let is_same = old.rules == settings.rules
             && (old.window_ms, old.hot_keys_max) == (settings.window_ms, settings.hot_keys_max);
@@ -448,16 +472,16 @@ impl Control {
             return None;
         }
         let topology = self.shared.topology.load_full()?;
-        let rules = self.settings.rule_set().unwrap_or_default();
+        let rules = &self.ruled.rules;
         let most = self.settings.hot_keys_max;
         let mut feeds = lock(&self.shared.feeds);
-        Some(feeds.hot_set(&rules, self.shared.hasher, &topology, most, clock::now()))
+        Some(feeds.hot_set(rules, self.shared.hasher, &topology, most, clock::now()))
     }
 
     fn publish(&mut self, set: Arc<HotSet>, hits: &ByHash<Hits>, is_tick: bool) {
         let copied = self.copied_now(&set);
         let mut plans = ByHash::default();
-        let limits = self.settings.read_limits();
+        let limits = &self.ruled.limits;
         for key in set.iter() {
             let was = self.sent_plans.get(&key.key_hash).copied();
             let pays = self.pays(key.heat.reads_per_s, key.heat.writes_per_s, was);
@@ -477,14 +501,14 @@ impl Control {
             };
             plans.insert(key.key_hash, plan);
         }
-        let is_other = plans != self.sent_plans || limits != self.sent_limits;
+        let is_other = plans != self.sent_plans || *limits != self.sent_limits;
         if is_other || copied != self.sent_copied {
             self.sent_copied.clone_from(&copied);
-            self.sent_limits.clone_from(&limits);
+            self.sent_limits.clone_from(limits);
             let view = Arc::new(HotView {
                 plans: plans.clone(),
                 copied,
-                limits,
+                limits: limits.clone(),
             });
             for shard in &self.shards {
                 let _ = shard.tell(ToShard::Hot(Arc::clone(&view)));
@@ -528,7 +552,7 @@ impl Control {
             .load()
             .as_ref()
             .is_some_and(|t| t.is_cluster());
-        let may = is_cluster && self.settings.copies && self.settings.may_copy();
+        let may = is_cluster && self.ruled.may_copy;
         let wanted: BTreeSet<u64> = set
             .iter()
             .filter(|key| may && key.plan.copies && !key.key.starts_with(PREFIX))

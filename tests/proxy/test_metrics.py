@@ -10,7 +10,7 @@ import pytest
 from keyheat.server.cluster import EmbeddedCluster
 from keyheat.server.embedded import EmbeddedServer
 from tests.proxy.test_bad_days import ask, connect, is_up
-from tests.proxy.test_copies import RULE, SETTINGS
+from tests.proxy.test_copies import SETTINGS
 from tests.proxy.test_hot_set import get
 
 Eventually = Callable[..., Any]
@@ -211,24 +211,38 @@ def test_copies_are_counted(
 ) -> None:
     proxy = proxy_factory(session_cluster.url, shards=1, **SETTINGS)
     eventually(lambda: is_up(proxy))
-    key = b"%s1" % RULE["match"]["prefix"].encode()  # type: ignore[index]
 
     def value(name: str) -> float:
         return series(proxy)[f"keyheat_copies_{name}", ()]
 
     assert (value("owned"), value("placed_total"), value("failures_total")) == (0, 0, 0)
     with connect(proxy) as s:
-        ask(s, b"SET %s v\r\n" % key)
+        ask(s, b"SET item:1 v\r\n")
         eventually(
             lambda: (
-                [ask(s, b"GET %s\r\n" % key) for _ in range(20)]
+                [ask(s, b"GET item:1\r\n") for _ in range(20)]
                 and value("owned") == 1
                 and value("placed_total") >= 2
                 and "copy" in requests(proxy, "read")
             )
         )
-        assert value("failures_total") == 0
-        ask(s, b"DEL %s\r\n" % key)
+        ask(s, b"DEL item:1\r\n")
+
+
+def test_copies_that_cannot_be_made_are_counted(
+    server_binary: str, proxy_factory: Any, eventually: Eventually
+) -> None:
+    with EmbeddedCluster(1, binary=server_binary) as alone:
+        proxy = proxy_factory(alone.url, shards=1, **SETTINGS)
+        eventually(lambda: is_up(proxy))
+        with connect(proxy) as s:
+            eventually(
+                lambda: (
+                    [ask(s, b"GET item:1\r\n") for _ in range(20)]
+                    and series(proxy)["keyheat_copies_failures_total", ()] >= 1
+                )
+            )
+        assert series(proxy)["keyheat_copies_placed_total", ()] == 0
 
 
 def test_reads_of_a_replica_are_counted_as_such(

@@ -5,9 +5,7 @@ nothing.
 """
 
 import contextlib
-import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,9 +16,9 @@ from compare_bench.load import Workload, value
 from keyheat.server import child
 from keyheat.server.binary import find_binary
 from keyheat.server.embedded import HOST, EmbeddedServer
+from proxy_bench.launch import launch_keyheat
 
 COUNTS: Final = (1, 2, 4)
-_LAUNCHER: Final = Path(__file__).parent.parent / "proxy_bench" / "launcher.py"
 _TIMEOUT_S: Final = 20.0
 _FILL_BATCH: Final = 500
 
@@ -103,19 +101,10 @@ def launch(
         "reuse_port": True,
         **settings,
     }
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, str(_LAUNCHER), json.dumps(whole)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=out,
-            process_group=0,
-        )
-    line = process.stdout.readline() if process.stdout else b""
-    if not line:
-        child.end(process)
+    launched = launch_keyheat(whole, log)
+    if launched is None:
         raise RuntimeError(f"a proxy did not start: {log.read_text()[-300:]}")
-    return process, int(json.loads(line)["listen"].rpartition(":")[2])
+    return launched
 
 
 def fill(server: EmbeddedServer, work: Workload) -> None:

@@ -9,7 +9,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,11 +19,11 @@ from keyheat.server import child
 from keyheat.server.embedded import HOST, free_ports
 from proxy_bench.compiled import compile_c
 from proxy_bench.install import Program
+from proxy_bench.launch import launch_keyheat
 from proxy_bench.plan import BARE
 
 _START_TIMEOUT_S: Final = 20.0
 _POLL_S: Final = 0.02
-_LAUNCHER: Final = Path(__file__).with_name("launcher.py")
 
 # What each keyheat of the run is given over its defaults.
 KEYHEAT: Final[dict[str, dict[str, object]]] = {
@@ -127,19 +126,12 @@ def start_keyheat(name: str, server_port: int, folder: Path) -> Peer:
         "log": "warn",
         **KEYHEAT[name],
     }
-    with (folder / (re.sub(r"\W+", "-", name) + ".log")).open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(_LAUNCHER), json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            process_group=0,
-        )
-    line = process.stdout.readline() if process.stdout else b""
-    if not line:
-        child.end(process)
-        raise PeerError(f"{name} did not start: {_last_words(Path(log.name))}")
-    return _answering(Peer(name, int(json.loads(line)["listen"].rpartition(":")[2]), process), Path(log.name))
+    log = folder / (re.sub(r"\W+", "-", name) + ".log")
+    launched = launch_keyheat(settings, log)
+    if launched is None:
+        raise PeerError(f"{name} did not start: {_last_words(log)}")
+    process, port = launched
+    return _answering(Peer(name, port, process), log)
 
 
 def start_twemproxy(program: Program, server_port: int, folder: Path) -> Peer:

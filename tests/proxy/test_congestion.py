@@ -2,10 +2,11 @@
 
 import contextlib
 import re
+import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -35,6 +36,14 @@ def lines(s: Any, count: int) -> bytes:
     return got
 
 
+def all_asking(stack: contextlib.ExitStack, proxy: Any, count: int, request: bytes) -> list[socket.socket]:
+    """So many clients, each of which has sent a request and not yet looked for its reply."""
+    waiting = [stack.enter_context(connect(proxy)) for _ in range(count)]
+    for each in waiting:
+        each.sendall(request)
+    return waiting
+
+
 def test_what_finds_the_line_full_is_turned_back_at_once_and_the_rest_is_served(
     own_server: EmbeddedServer, proxy_factory: Any, eventually: Eventually
 ) -> None:
@@ -42,9 +51,7 @@ def test_what_finds_the_line_full_is_turned_back_at_once_and_the_rest_is_served(
     eventually(lambda: is_up(proxy))
     with contextlib.ExitStack() as stack:
         own_server.pause()
-        waiting = [stack.enter_context(connect(proxy)) for _ in range(8)]
-        for each in waiting:
-            each.sendall(b"INCR n\r\n")
+        waiting = all_asking(stack, proxy, 8, b"INCR n\r\n")
         time.sleep(0.2)
         late = stack.enter_context(connect(proxy))
         for request in (b"GET n\r\n", b"SET n 7\r\n"):
@@ -146,9 +153,7 @@ def test_without_congestion_control_nobody_is_turned_back(
     eventually(lambda: is_up(proxy))
     with contextlib.ExitStack() as stack:
         own_server.pause()
-        waiting = [stack.enter_context(connect(proxy)) for _ in range(30)]
-        for each in waiting:
-            each.sendall(b"INCR n\r\n")
+        waiting = all_asking(stack, proxy, 30, b"INCR n\r\n")
         time.sleep(0.2)
         own_server.resume()
         assert len({lines(each, 1) for each in waiting}) == 30
@@ -160,9 +165,7 @@ def test_sessions_are_not_limited(
     proxy = proxy_factory(own_server.address, **TIGHT)
     eventually(lambda: is_up(proxy))
     with contextlib.ExitStack() as stack:
-        waiting = [stack.enter_context(connect(proxy)) for _ in range(20)]
-        for each in waiting:
-            each.sendall(b"BLPOP l 5\r\n")
+        waiting = all_asking(stack, proxy, 20, b"BLPOP l 5\r\n")
         pushes = stack.enter_context(connect(proxy))
         eventually(lambda: own_server.client().info("clients")["blocked_clients"] == 20)
         for n in range(20):
@@ -188,8 +191,7 @@ def test_metrics_say_of_each_node_what_is_on_its_way_in_line_and_turned_back(
     eventually(lambda: is_up(proxy))
     with contextlib.ExitStack() as stack:
         own_server.pause()
-        for _ in range(9):
-            stack.enter_context(connect(proxy)).sendall(b"GET n\r\n")
+        all_asking(stack, proxy, 9, b"GET n\r\n")
         eventually(lambda: metrics(proxy)["keyheat_node_in_flight{}"] == 4)
         seen = metrics(proxy)
         assert seen["keyheat_node_queued{}"] == 4
@@ -214,32 +216,27 @@ def test_the_limit_follows_how_long_the_node_takes_and_comes_back(
         own_server.address, shards=1, congestion_limit_min=2, congestion_limit_max=32, breaker_slow_rate=2
     )
     eventually(lambda: is_up(proxy))
-    stop = threading.Event()
 
-    def load(request: bytes) -> None:
+    def load(request: bytes, stop: threading.Event) -> None:
         with connect(proxy) as s:
             while not stop.is_set():
                 s.sendall(request)
                 lines(s, 1)
 
-    def run(request: bytes) -> list[threading.Thread]:
-        stop.clear()
-        threads = [threading.Thread(target=load, args=(request,)) for _ in range(30)]
+    @contextlib.contextmanager
+    def all_send(request: bytes) -> Iterator[None]:
+        stop = threading.Event()
+        threads = [threading.Thread(target=load, args=(request, stop)) for _ in range(30)]
         for each in threads:
             each.start()
-        return threads
+        try:
+            yield
+        finally:
+            stop.set()
+            for each in threads:
+                each.join()
 
-    threads = run(burn(0.02))
-    try:
+    with all_send(burn(0.02)):
         eventually(lambda: metrics(proxy)["keyheat_node_limit{}"] < 16)
-    finally:
-        stop.set()
-        for each in threads:
-            each.join()
-    threads = run(b"INCR n\r\n")
-    try:
+    with all_send(b"INCR n\r\n"):
         eventually(lambda: metrics(proxy)["keyheat_node_limit{}"] > 24)
-    finally:
-        stop.set()
-        for each in threads:
-            each.join()

@@ -23,6 +23,7 @@ from keyheat.errors import ConfigError
 from keyheat.proxy.config import ConfigSource
 from tests.client.tls_servers import Certificates, TlsServer, skip_without_tools
 from tests.conftest import ProxyFactory
+from tests.proxy.walk import walk
 
 Eventually = Callable[..., Any]
 RULES = [
@@ -111,23 +112,8 @@ def test_it_is_the_same_proxy(
 ) -> None:
     proxy = listening()
     client = client_of(proxy, certificates, protocol=protocol, ssl_min_version=version)
-    value = bytes(range(256)) * 12_000
-    assert client.set("big", value)
-    assert client.get("big") == value
-    pipe = client.pipeline()
-    for number in range(1_000):
-        pipe.set(f"k:{number}", number)
-        pipe.get(f"k:{number}")
-    assert pipe.execute()[1::2] == [b"%d" % number for number in range(1_000)]
-    pubsub = client.pubsub()
-    pubsub.subscribe("news")
-    assert pubsub.get_message(timeout=5) is not None
     with plain_client(proxy) as other:
-        other.publish("news", "hello")
-    message: Any = pubsub.get_message(timeout=5)
-    assert message["data"] == b"hello"
-    pubsub.close()
-    client.close()
+        walk(client, other, bytes(range(256)) * 12_000)
 
 
 def test_a_slow_reader_of_a_big_reply_gets_all_of_it(

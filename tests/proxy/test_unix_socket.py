@@ -7,12 +7,12 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
 import redis
 
 from tests.conftest import ProxyFactory, RunKeyheat, StartKeyheat
+from tests.proxy.walk import walk
 
 
 @pytest.fixture
@@ -25,27 +25,10 @@ def folder() -> Iterator[Path]:
 def test_it_is_the_same_proxy(proxy_factory: ProxyFactory, valkey: str, folder: Path) -> None:
     path = folder / "s"
     proxy = proxy_factory(valkey, unix_socket=str(path))
-    by_tcp = redis.Redis(port=int(proxy.listen.rsplit(":", 1)[1]))
-    clients = [redis.Redis(unix_socket_path=str(path), protocol=protocol) for protocol in (2, 3)]
-    for client in clients:
-        value = os.urandom(3_000_000)
-        assert client.set("big", value)
-        assert client.get("big") == value
-        assert by_tcp.get("big") == value
-        pipe = client.pipeline()
-        for number in range(1_000):
-            pipe.set(f"k:{number}", number)
-            pipe.get(f"k:{number}")
-        assert pipe.execute()[1::2] == [b"%d" % number for number in range(1_000)]
-        pubsub = client.pubsub()
-        pubsub.subscribe("news")
-        assert pubsub.get_message(timeout=5) is not None
-        by_tcp.publish("news", "hello")
-        message: Any = pubsub.get_message(timeout=5)
-        assert message["data"] == b"hello"
-        pubsub.close()
-        client.close()
-    by_tcp.close()
+    with redis.Redis(port=int(proxy.listen.rsplit(":", 1)[1])) as by_tcp:
+        for protocol in (2, 3):
+            client = redis.Redis(unix_socket_path=str(path), protocol=protocol)
+            walk(client, by_tcp, os.urandom(3_000_000))
 
 
 def test_many_come_and_go(proxy_factory: ProxyFactory, valkey: str, folder: Path) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.soak.wire import Refused, Wire
+from tests.soak.wire import Refused, Wire, take_turns
 
 # Ages below this part of the bound are not kept one by one.
 _KEPT = 0.01
@@ -113,27 +113,18 @@ class Reader:
             self.wrong.append("a reader hangs")
 
     def _run(self) -> None:
-        wire: Wire | None = None
-        while not self._over.is_set():
-            try:
-                wire = wire or Wire(self.address)
-                self._read(wire)
-            except (OSError, EOFError):
-                self.errors += 1
-                if wire is not None:
-                    wire.close()
-                wire = None
-                time.sleep(0.005)
-        if wire is not None:
-            wire.close()
+        def failed(_: Exception) -> None:
+            self.errors += 1
 
-    def _read(self, wire: Wire) -> None:
+        take_turns(self.address, self._over, self._read, failed)
+
+    def _read(self, wire: Wire) -> bool:
         started = now_ns()
         reply = wire.ask("GET", self.direct.key)
         if isinstance(reply, Refused):
             self.errors += 1
             time.sleep(0.005)
-            return
+            return True
         self.reads += 1
         number = 0
         with contextlib.suppress(TypeError, ValueError):
@@ -145,6 +136,7 @@ class Reader:
             self.old.append((started, number))
         if self.pause_s:
             time.sleep(self.pause_s)
+        return True
 
 
 def oldest_ms(direct: Direct, readers: list[Reader], survivors: set[int] | None = None) -> float:

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tests.soak.wire import Refused, Wire, Word
+from tests.soak.wire import Refused, Wire, Word, take_turns
 
 # Of pipelines: after how many of them the client leaves without waiting for the replies.
 LEAVES = 0.01
@@ -68,20 +68,10 @@ class Matched:
         return next((each.at for each in list(self.acknowledged) if each.at > moment), None)
 
     def _run(self) -> None:
-        wire: Wire | None = None
-        while not self._over.is_set():
-            try:
-                wire = wire or Wire(self.address)
-                if not self._turn(wire):
-                    wire = None
-            except (OSError, EOFError) as error:
-                self.errors[type(error).__name__] += 1
-                if wire is not None:
-                    wire.close()
-                wire = None
-                time.sleep(0.005)
-        if wire is not None:
-            wire.close()
+        def failed(error: Exception) -> None:
+            self.errors[type(error).__name__] += 1
+
+        take_turns(self.address, self._over, self._turn, failed)
 
     def _turn(self, wire: Wire) -> bool:
         """One pipeline; whether the connection is still there."""

@@ -1,7 +1,9 @@
 """A connection in RESP2 without a client library: nothing is tried again, and nothing is between."""
 
 import socket
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 Word = bytes | str | int
@@ -67,6 +69,31 @@ class Wire:
         if len(body) != size + 2:
             raise EOFError("the connection has ended within a reply")
         return body[:-2]
+
+
+def take_turns(
+    address: str, over: threading.Event, turn: Callable[[Wire], bool], failed: Callable[[Exception], None]
+) -> None:
+    """Take turns on a connection until it is over, and on another one whenever that is of no use any more.
+
+    Args:
+        turn: Says whether the connection is still there.
+        failed: Is told why one was lost.
+    """
+    wire: Wire | None = None
+    while not over.is_set():
+        try:
+            wire = wire or Wire(address)
+            if not turn(wire):
+                wire = None
+        except (OSError, EOFError) as error:
+            failed(error)
+            if wire is not None:
+                wire.close()
+            wire = None
+            time.sleep(0.005)
+    if wire is not None:
+        wire.close()
 
 
 def encoded(command: Sequence[Word]) -> bytes:

@@ -188,44 +188,36 @@ impl Breaker {
         chance: f64,
         settings: &BreakerSettings,
     ) -> bool {
-        match self.state {
+        let is_failing = match self.state {
             // What was on its way when it opened says nothing new.
             State::Open => false,
-            State::HalfOpen => self.note_probes(now, ended, chance, settings),
+            State::HalfOpen => ended.failures > 0 || ended.slow > 0,
             State::Closed | State::Recovering => {
                 self.window.add(now, settings.window, ended);
                 let sums = self.window.sums(now, settings.window);
                 let is_most = |some: u32, of: u32, rate: f64| {
                     of >= settings.calls_min && f64::from(some) >= f64::from(of) * rate
                 };
-                let is_over = is_most(sums.failures, sums.calls, settings.error_rate)
-                    || is_most(sums.slow, sums.timed, settings.slow_rate);
-                if is_over {
-                    self.open(now, chance, settings);
-                }
-                is_over
+                is_most(sums.failures, sums.calls, settings.error_rate)
+                    || is_most(sums.slow, sums.timed, settings.slow_rate)
             }
+        };
+        if is_failing {
+            self.open(now, chance, settings);
+        } else if self.state == State::HalfOpen {
+            self.note_probes(now, ended.calls, settings);
         }
+        is_failing
     }
 
-    fn note_probes(
-        &mut self,
-        now: Nanos,
-        ended: Sums,
-        chance: f64,
-        settings: &BreakerSettings,
-    ) -> bool {
-        if ended.failures > 0 || ended.slow > 0 {
-            self.open(now, chance, settings);
-            return true;
-        }
+    /// Probes were answered well.
+    fn note_probes(&mut self, now: Nanos, answered: u32, settings: &BreakerSettings) {
         // More may have ended than probes: what was on its way before, and was answered well.
-        self.probes = self.probes.saturating_sub(ended.calls);
-        self.succeeded = self.succeeded.saturating_add(ended.calls);
+        self.probes = self.probes.saturating_sub(answered);
+        self.succeeded = self.succeeded.saturating_add(answered);
         if self.succeeded >= settings.probes_needed {
             self.recover(now, settings);
         }
-        false
     }
 
     /// The node has failed beyond doubt. Returns whether it has opened by that.

@@ -336,8 +336,7 @@ impl Shard {
         let Some(client) = self.clients.get(id.index as usize) else {
             return false;
         };
-        let is_free = client.may_read_locally() && !client.has_unanswered_write();
-        if !is_free || client.db != self.settings.upstream.db {
+        if !client.may_read_elsewhere() || client.db != self.settings.upstream.db {
             return false;
         }
         let user = client.user;

@@ -13,7 +13,7 @@
 //! drawn, with weights by latency, requests on their way and lag; none is left without any, or its latency
 //! would never be learnt anew.
 //!
-//! What is not fit after all (its connection is lost, it answers `LOADING` or `MOVED`) costs no error: the
+//! What is not fit after all (its connection is lost, it answers `LOADING`, `BUSY` or `MOVED`) costs no error: the
 //! read is sent to the primary. Reads only ever come here, so nothing is done twice.
 //!
 //! Cost: one `INFO` per node, shard and tick. A read that found no fit replica because of a write just before
@@ -642,10 +642,12 @@ impl Shard {
 
 /// Whether a replica's error says that it cannot answer now, which the primary may.
 pub(super) fn is_unfit(error: &[u8]) -> bool {
-    // Users are not replicated: what they may is for the primary to say.
-    const UNFIT: [&[u8]; 9] = [
+    // Users are not replicated: what they may is for the primary to say. A script that keeps it busy is somebody
+    // else's, for none is sent to replicas.
+    const UNFIT: [&[u8]; 10] = [
         b"-NOPERM",
         b"-NOAUTH",
+        b"-BUSY ",
         b"-LOADING",
         b"-MASTERDOWN",
         b"-MOVED",

@@ -132,7 +132,10 @@ impl Shard {
             Owner::Fill(number) if !self.passes_through() => return self.fail_fill(number, text),
             _ => {}
         }
-        self.stats.upstream_errors.add(1);
+        // What the proxy asks for itself is nobody's error.
+        if matches!(pending.owner, Owner::Client(_) | Owner::Part { .. }) {
+            self.stats.upstream_errors.add(1);
+        }
         self.give(pending, &error);
     }
 

@@ -259,6 +259,20 @@ impl Shard {
         }
     }
 
+    /// The breaker may have been switched off: only what cannot be connected to is left alone any longer.
+    pub(super) fn guard_as_told(&mut self) {
+        if self.overload.has_breaker {
+            return;
+        }
+        for node in 0..self.nodes.len() as u32 {
+            let guard = &mut self.nodes[node as usize].guard;
+            if guard.cause != Cause::Unreachable {
+                guard.breaker.prove(self.now, &self.overload.breaker);
+            }
+            self.set_gate(node);
+        }
+    }
+
     fn on_proved_node(&mut self, node: u32) {
         self.set_gate(node);
         if self.index == 0 {

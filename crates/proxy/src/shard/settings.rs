@@ -17,6 +17,7 @@ impl Shard {
         let ShardSettings { settings, tls } = new;
         self.tls = tls;
         self.overload = Overload::of(&settings);
+        self.guard_as_told();
         self.budget = settings.buffers_max_bytes / settings.shard_count().max(1);
         for (_, client) in &mut self.clients {
             if client.input.is_empty() {

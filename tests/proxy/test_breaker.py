@@ -103,6 +103,29 @@ def test_a_node_that_says_busy_to_everything_is_left_alone_until_it_no_longer_do
         assert {ask(s, b"GET k\r\n") for _ in range(50)} == {b"$-1\r\n"}
 
 
+def test_a_node_that_loads_is_left_alone_until_it_has_loaded(
+    server_binary: str, proxy_factory: Any, eventually: Eventually
+) -> None:
+    config = {"enable-debug-command": "yes", "loading-process-events-interval-bytes": "1024"}
+    with EmbeddedServer(config, binary=server_binary) as server, server.client() as direct:
+        direct.mset({f"k{n}": "v" * 100 for n in range(1_500)})
+        proxy = proxy_factory(server.address, shards=1, breaker_calls_min=5)
+        eventually(lambda: is_up(proxy))
+        direct.config_set("key-load-delay", 1000)
+        reload = threading.Thread(target=direct.execute_command, args=("DEBUG", "RELOAD"))
+        with connect(proxy) as s:
+            ask(s, b"GET k1\r\n")
+            reload.start()
+            own = eventually(lambda: found(ask(s, b"GET k1\r\n"), b"-LOADING "))
+            assert b"keyheat" not in own
+            text = eventually(lambda: found(ask(s, b"GET k1\r\n"), b"-LOADING keyheat: upstream "))
+            assert re.search(rb"is failing: of \d+ requests \d+ failed \(lastly: LOADING\)", text), text
+            assert reload.is_alive()
+            eventually(lambda: ask(s, b"GET k1\r\n").startswith(b"$100\r\n"))
+            assert stats(proxy)["turned_back"] >= 1
+        reload.join()
+
+
 def found(answer: bytes, start: bytes) -> bytes | None:
     return answer if answer.startswith(start) else None
 

@@ -214,3 +214,85 @@ def test_users_of_a_cluster_are_those_of_its_nodes(
             assert b"NOPERM" in say(wire, f"SET b:{i} 1")[0]
         assert say(wire, "DBSIZE") == [b":20\r\n"]
         assert b"NOPERM" in say(wire, "MGET a:1 b:2")[0]
+
+
+# ---------------------------------------------------------------- `stale_on_error_ms`
+
+
+@pytest.fixture
+def lasting(server: EmbeddedServer, proxy_factory: Any, wires: Any, eventually: Eventually) -> Any:
+    """A proxy that gives older values in place of errors; what users may do holds for two seconds."""
+    url = f"redis://service:s3cret@{server.address}"
+    settings = {"max_staleness_ms": 2_000, "stale_on_error_ms": 60_000, "rules": [HOT_RULE]}
+    proxy = proxy_factory(url, auth="pass_through", shards=1, **settings)
+    eventually(lambda: say(wires(proxy.listen), "EXISTS x") == [b":0\r\n"])
+    return proxy
+
+
+def stale_answers(proxy: Any) -> int:
+    """How many there were."""
+    count: int = json.loads(proxy.stats())["stale_answers"]
+    return count
+
+
+def test_an_older_value_is_only_for_those_who_may_read_it(
+    lasting: Any, server: EmbeddedServer, wires: Any
+) -> None:
+    ask(server.address, "SET", "b:hot", "x")
+    ben, anna, nobody = (wires(lasting.listen) for _ in range(3))
+    assert say(ben, "AUTH ben pear") == say(anna, "AUTH anna apple") == [b"+OK\r\n"]
+    assert say(nobody, "AUTH nobody x")[0].startswith(b"-WRONGPASS")
+    heat(lasting, ben, "b:hot")
+    assert b"NOPERM" in say(anna, "GET b:hot")[0]
+    time.sleep(0.25)  # a tick renews what was proved
+    assert say(ben, "GET b:hot") == [b"$1\r\nx\r\n"]
+    server.kill()
+    deadline = time.monotonic() + 10
+    while stale_answers(lasting) < 5:
+        assert time.monotonic() < deadline
+        # Another line of the same key was never asked for: nobody has said that ben may have it.
+        got = say(ben, "GET b:hot", "GETRANGE b:hot 0 -1")
+        assert got[0] == b"$1\r\nx\r\n"
+        assert got[1].startswith(b"-")
+        assert say(anna, "GET b:hot")[0].startswith(b"-")
+        assert say(nobody, "AUTH anna wrong")[0].startswith(b"-")
+        assert say(nobody, "GET b:hot")[0].startswith(b"-")
+    # And once the server could not be asked for so long, nobody gets one.
+    time.sleep(2.2)
+    assert say(ben, "GET b:hot")[0].startswith(b"-")
+    assert say(anna, "GET b:hot")[0].startswith(b"-")
+
+
+def test_an_older_value_is_not_for_those_who_may_no_longer_read_it(
+    lasting: Any, server: EmbeddedServer, wires: Any, eventually: Eventually
+) -> None:
+    ask(server.address, "SET", "b:hot", "x")
+    ben, still = wires(lasting.listen), wires(lasting.listen)
+    say(ben, "AUTH ben pear")
+    say(still, "AUTH service s3cret")
+    heat(lasting, ben, "b:hot")
+    ask(server.address, "ACL", "SETUSER", "ben", "-get")
+    eventually(lambda: b"NOPERM" in say(ben, "GET b:hot")[0])
+    heat(lasting, still, "b:hot")
+    time.sleep(0.25)
+    say(still, "GET b:hot")
+    server.kill()
+    eventually(lambda: say(still, "GET b:hot") == [b"$1\r\nx\r\n"] and stale_answers(lasting) > 0)
+    assert say(ben, "GET b:hot")[0].startswith(b"-")
+
+
+def test_a_read_that_is_lost_on_its_way_is_not_answered_to_those_who_may_not_read(
+    lasting: Any, server: EmbeddedServer, wires: Any
+) -> None:
+    ask(server.address, "SET", "b:hot", "x")
+    ben, anna = wires(lasting.listen), wires(lasting.listen)
+    say(ben, "AUTH ben pear")
+    say(anna, "AUTH anna apple", "GET a:1")
+    heat(lasting, ben, "b:hot")
+    time.sleep(0.25)
+    say(ben, "GET b:hot")
+    server.pause()
+    anna.send([command("GET", "b:hot")])
+    time.sleep(0.2)
+    server.kill()
+    assert anna.reply().startswith(b"-")

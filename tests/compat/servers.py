@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -39,23 +39,26 @@ class Server:
 
 
 @contextmanager
-def running(binary: str, *, is_cluster: bool) -> Iterator[Server]:
-    """Servers for one run of the tests, gone at its end."""
+def running(
+    binary: str, *, is_cluster: bool, port: int | None = None, config: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Servers for one run of the tests, gone at its end; a single one listens at `port` if given."""
+    config = {**_CONFIG, **(config or {})}
     if is_cluster:
-        with EmbeddedCluster(3, 1, config=_CONFIG, binary=binary) as cluster:
+        with EmbeddedCluster(3, 1, config=config, binary=binary) as cluster:
             yield _described(cluster.primaries[0])
     else:
-        with EmbeddedServer(_CONFIG, binary=binary) as server:
+        with EmbeddedServer(config, binary=binary, port=port) as server:
             yield _described(server)
 
 
 @contextmanager
-def through_proxy(server: Server) -> Iterator[Server]:
+def through_proxy(server: Server, *, port: int = 0) -> Iterator[Server]:
     """The same server or Cluster behind a proxy, in which every key is hot at once."""
     from keyheat._keyheat import Proxy  # noqa: PLC0415 - only this kind of run needs it built
 
     settings = {
-        "listen": "127.0.0.1:0",
+        "listen": f"127.0.0.1:{port}",
         "log": "error",
         "upstream": {"addresses": [urlsplit(server.url).netloc]},
         "rules": _HOT_AT_ONCE,

@@ -33,6 +33,7 @@ mod listen;
 mod listener;
 mod metrics;
 mod node_stats;
+mod notice;
 mod overload_settings;
 mod own_writes;
 mod parts;
@@ -68,6 +69,7 @@ use copies::maker::Maker;
 use listen::Acceptor;
 use listener::{bind, Front, Listener, Sharing};
 use node_stats::Reports;
+use notice::Notice;
 use own_writes::WriteTimes;
 use settings::Settings;
 use shard::{Shard, ShardParts, ToShard};
@@ -135,6 +137,7 @@ impl Proxy {
         let (control, control_inbox) = channel();
         let epochs = Arc::new(WriteEpochs::default());
         let copies_off_until = Arc::new(AtomicU64::new(0));
+        let notice = Arc::new(Notice::default());
         let own_writes: Arc<[WriteTimes]> = (0..count).map(|_| WriteTimes::default()).collect();
         let next_client_id = Arc::new(AtomicU64::new(1));
         let mut threads = Vec::new();
@@ -156,6 +159,7 @@ impl Proxy {
                 own_writes: Arc::clone(&own_writes),
                 locks: Arc::clone(&shared.locks),
                 copies_off_until: Arc::clone(&copies_off_until),
+                notice: Arc::clone(&notice),
                 hasher,
                 nominator: Nominator::new(&rules, count as u32),
                 next_client_id: Arc::clone(&next_client_id),

@@ -14,13 +14,22 @@ pub struct Limits {
     /// Longest request with all its framing, in bytes (`client-query-buffer-limit`). Values past
     /// 4 GiB act as 4 GiB.
     pub request_max_bytes: usize,
-    /// Deepest nesting of a reply. Values past [`Limits::DEPTH_CAP`] act as that.
+    /// Deepest nesting of a reply. Where it is made a value, past [`Limits::DEPTH_CAP`] acts as that.
     pub depth_max: usize,
 }
 
 impl Limits {
-    /// No reply may nest deeper than this, whatever the setting: owned values are built and
-    /// dropped by recursion.
+    /// The default, where a constant is needed.
+    pub const DEFAULT: Self = Self {
+        bulk_max_bytes: 512 << 20,
+        args_max: 1024 * 1024,
+        inline_max_bytes: 64 << 10,
+        request_max_bytes: 1 << 30,
+        depth_max: 32,
+    };
+
+    /// No value may nest deeper than this, whatever the setting: owned values are built and
+    /// dropped by recursion. A scanner keeps a number per level, and takes the setting as it is.
     pub const DEPTH_CAP: usize = 128;
 
     pub(crate) fn line_max_bytes(&self) -> usize {
@@ -34,12 +43,6 @@ impl Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            bulk_max_bytes: 512 << 20,
-            args_max: 1024 * 1024,
-            inline_max_bytes: 64 << 10,
-            request_max_bytes: 1 << 30,
-            depth_max: 32,
-        }
+        Self::DEFAULT
     }
 }

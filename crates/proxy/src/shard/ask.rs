@@ -263,6 +263,7 @@ fn holds(client: &Client, field: Field, wanted: &str, user: &str, now: Nanos) ->
 fn flags(c: &Client) -> String {
     let is_monitor = c.listening.as_ref().is_some_and(|l| l.is_monitor);
     let is_tracking = c.own.as_ref().is_some_and(|own| !own.tracking.is_empty());
+    let is_broadcast = c.own.as_ref().is_some_and(|own| own.has_mode(b"BCAST"));
     let is_untouching = c.own.as_ref().is_some_and(|own| own.is_untouching);
     let all = [
         (is_monitor, 'O'),
@@ -270,6 +271,7 @@ fn flags(c: &Client) -> String {
         (c.transaction != Transaction::None, 'x'),
         (c.is_blocked, 'b'),
         (is_tracking, 't'),
+        (is_broadcast, 'B'),
         (c.is_closing, 'c'),
         (c.is_kept, 'e'),
         (is_untouching, 'T'),

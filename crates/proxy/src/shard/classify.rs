@@ -95,6 +95,10 @@ pub(super) enum Merge {
     Union,
     /// Names, each with a number that is added (PUBSUB NUMSUB).
     Counts,
+    /// Arrays are joined, the newest entries first (SLOWLOG GET).
+    Newest,
+    /// All must be OK, and then clients are paused, or not any more.
+    Pause,
 }
 
 /// Commands that are answered here.
@@ -206,9 +210,12 @@ fn class_of_subcommand(command: &Command, sub: &str) -> Option<Class> {
         ("pubsub", "channels" | "shardchannels") => Class::AllNodes(Merge::Union),
         ("pubsub", "numsub" | "shardnumsub") => Class::AllNodes(Merge::Counts),
         ("pubsub", "numpat") | ("latency", "reset") => Class::AllNodes(Merge::Sum),
-        ("memory", "purge") | ("acl", "setuser" | "deluser" | "load" | "save") => {
-            Class::AllNodes(Merge::AllOk)
-        }
+        ("slowlog", "len") => Class::AllNodes(Merge::Sum),
+        ("slowlog", "get") | ("acl", "log") => Class::AllNodes(Merge::Newest),
+        ("latency", "latest" | "history") => Class::AllNodes(Merge::Concat),
+        ("memory", "purge")
+        | ("slowlog", "reset")
+        | ("acl", "setuser" | "deluser" | "load" | "save") => Class::AllNodes(Merge::AllOk),
         ("acl", "list" | "users" | "getuser" | "dryrun")
         | ("module", "list")
         | ("pubsub" | "slowlog" | "latency" | "memory" | "module", "help") => Class::AnyNode,

@@ -468,6 +468,21 @@ impl Client {
         }
     }
 
+    /// Hands over a message of its subscriptions. What the client itself is about to cause comes after the
+    /// reply to its request, as from the server, though it comes on another connection.
+    pub fn push_published(&mut self, message: &[u8]) {
+        if self.slots.is_empty() || self.is_blocked {
+            return self.push(message);
+        }
+        self.held += message.len();
+        self.slots.push_back(Slot {
+            data: message.to_vec(),
+            is_done: true,
+            is_muted: false,
+            cost: 0,
+        });
+    }
+
     /// Forgets what was written, and gives large memory back.
     pub fn settle(&mut self) {
         if self.written == self.out.len() {

@@ -28,7 +28,7 @@ impl Shard {
             b"kill" => self.client_kill(id, request),
             b"unblock" => self.client_unblock(id, request),
             b"pause" | b"unpause" => {
-                let class = Class::Beside(Merge::AllOk);
+                let class = Class::Beside(Merge::Pause);
                 self.all_nodes(id, request, command::lookup(b"ping"), class)
             }
             b"reply" => self.client_reply(id, request),

@@ -194,6 +194,7 @@ impl Shard {
     fn set_up(&mut self, index: u32) {
         let user = self.upstreams[index as usize].user;
         let words = self.words_of(user);
+        let service = self.words_of(SERVICE);
         let has_resp3 = self.topology.as_ref().is_some_and(|t| t.server.has_resp3);
         let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
         let now = self.now;
@@ -205,6 +206,16 @@ impl Shard {
             up.pending
                 .push_back(Pending::new(Owner::Setup(step), len, now));
         };
+        let db = up.db.to_string();
+        if up.db != 0 && up.user != SERVICE && !words.is_empty() {
+            // Its clients chose the database before they were this user, who may not be let choose one.
+            if !service.is_empty() {
+                let mut line: Vec<&[u8]> = vec![b"AUTH"];
+                line.extend(service.iter().map(Vec::as_slice));
+                step(&line, Step::Before);
+            }
+            step(&[b"SELECT", db.as_bytes()], Step::Before);
+        }
         match (&words[..], up.protocol) {
             ([user, password], Protocol::Resp3) => {
                 step(&[b"HELLO", b"3", b"AUTH", user, password], Step::Hello);
@@ -219,7 +230,7 @@ impl Shard {
             (_, Protocol::Resp2) => {}
         }
         if up.db != 0 {
-            step(&[b"SELECT", up.db.to_string().as_bytes()], Step::Select);
+            step(&[b"SELECT", db.as_bytes()], Step::Select);
         }
         if has_resp3 {
             // An old server without it would be asked in vain; the name is for CLIENT LIST only.

@@ -12,8 +12,9 @@ use super::classify::{Class, Merge};
 use super::client::{ClientId, Ticket};
 use super::serve::{writes, Flow, Request};
 use super::upstream::{Owner, Pending, Role};
-use super::Shard;
+use super::{newest, Shard};
 use crate::copies::names;
+use crate::notice::Pause;
 use crate::settings::{ReadFrom, ReadYourWrites};
 
 /// Cursors of SCAN carry the node's place in their last digits.
@@ -33,6 +34,10 @@ pub(super) enum How {
     Merge(Merge),
     /// `DBSIZE`: how many keys of ours there are, and last, by so many nodes, how many in all.
     Sizes(usize),
+    /// `SLOWLOG GET`, `ACL LOG`: as many entries, the newest first.
+    Newest(usize),
+    /// `CLIENT PAUSE`, `CLIENT UNPAUSE`.
+    Pause(Pause),
     /// `WAIT`: barriers, and numbers of which the least counts.
     Copies,
     /// For each key of an MGET: its part, and its place there.
@@ -156,7 +161,12 @@ impl Shard {
             .iter()
             .map(|&n| (n, request.frame.to_vec(), 0, flags))
             .collect();
-        self.start_job(id, How::Merge(merge), sends, is_beside)
+        let how = match merge {
+            Merge::Newest => How::Newest(newest::wanted(request.arg(2))),
+            Merge::Pause => How::Pause(Pause::of(request.arg(2), request.arg(3), self.now)),
+            _ => How::Merge(merge),
+        };
+        self.start_job(id, how, sends, is_beside)
     }
 
     /// Walks the primaries one after the other; the cursor says where.
@@ -350,7 +360,14 @@ impl Shard {
         let job = self.jobs.remove(job as usize);
         let ticket = job.ticket;
         let is_wait = job.is_wait;
+        let pause = match &job.merge {
+            How::Pause(pause) => Some(*pause),
+            _ => None,
+        };
         let reply = merge(job);
+        if let Some(pause) = pause.filter(|_| reply == b"+OK\r\n") {
+            self.notice.pause(pause);
+        }
         if is_wait {
             // What it wrote (BLPOP …) is voided again with its reply, as a session's is.
             self.void_written(ticket.client);
@@ -386,12 +403,13 @@ fn merge(job: Job) -> Vec<u8> {
         }
         How::Sizes(nodes) => Some(merge_sizes(*nodes, &job.parts)),
         How::Copies => merge_copies(&job.parts),
+        How::Newest(count) => newest::merge(&job.parts, *count),
         How::Merge(Merge::Concat) => merge_concat(&job.parts),
         How::Merge(Merge::Union) => merge_union(&job.parts),
         How::Merge(Merge::Counts) => merge_counts(&job.parts),
         How::Merge(Merge::Least) => merge_least(&job.parts),
         How::Merge(Merge::NotNull) => merge_not_null(&job.parts),
-        How::Merge(Merge::AllOk | Merge::AnyOk | Merge::Elements) => job.parts.first().cloned(),
+        How::Pause(_) | How::Merge(_) => job.parts.first().cloned(),
     };
     merged.unwrap_or_else(|| {
         let mut out = Vec::new();
@@ -409,7 +427,7 @@ fn integer(frame: &[u8]) -> Option<i64> {
 }
 
 /// The elements of an array, as they stand.
-fn elements(frame: &[u8]) -> Option<Vec<&[u8]>> {
+pub(super) fn elements(frame: &[u8]) -> Option<Vec<&[u8]>> {
     let end = frame.windows(2).position(|w| w == b"\r\n")? + 2;
     let line = frame.get(1..end - 2)?;
     let count: usize = std::str::from_utf8(line).ok()?.parse().ok()?;

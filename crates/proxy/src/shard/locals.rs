@@ -18,7 +18,7 @@ impl Shard {
         local: Local,
     ) -> Flow {
         match local {
-            Local::Ping | Local::Echo => self.ping(id, request, local),
+            Local::Ping | Local::Echo => self.ping(id, request, command, local),
             Local::Hello => self.hello(id, request),
             Local::Auth => self.auth(id, request),
             Local::Select => self.select(id, request),
@@ -40,12 +40,25 @@ impl Shard {
         }
     }
 
-    fn ping(&mut self, id: ClientId, request: &Request<'_>, local: Local) -> Flow {
+    fn ping(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        command: Option<&'static Command>,
+        local: Local,
+    ) -> Flow {
         let argc = request.argc();
         if argc > 2 {
             return self.refuse(id, "ERR wrong number of arguments for 'ping' command");
         }
         let is_echo = local == Local::Echo;
+        if self.notice.has_pings(self.now) && self.client(id).is_some_and(|c| c.subscriptions == 0)
+        {
+            if self.notice.is_paused(self.now) {
+                return self.blocking(id, request, command);
+            }
+            return self.any_node(id, request, command);
+        }
         if let Some(client) = self.client(id) {
             let protocol = client.protocol;
             if client.subscriptions > 0 && protocol == Protocol::Resp2 && !is_echo {

@@ -1,7 +1,7 @@
 //! A shard: one thread, one event loop, and everything that its clients need.
 //!
-//! Shards share nothing on the way of a request but the write epochs (a table of atomics) and the
-//! hot set (an `Arc` that is swapped). Each shard counts on its own, caches on its own and has its
+//! Shards share nothing on the way of a request but the write epochs (a table of atomics), the hot
+//! set (an `Arc` that is swapped), and whether clients are paused. Each shard counts on its own, caches on its own and has its
 //! own connections upstream, tracking included: an invalidation, a heartbeat's reply and the reads
 //! they are about meet in one thread, in the order of one connection, so the proof of freshness
 //! needs no agreement between threads. The price is one tracking connection per shard and primary.
@@ -56,6 +56,7 @@ mod keyspace;
 mod line;
 mod locals;
 mod marks;
+mod newest;
 mod node_report;
 mod own;
 mod redirect;
@@ -98,6 +99,7 @@ use crate::control::ToControl;
 use crate::cores;
 use crate::hotview::{CopiedKey, HotView};
 use crate::node_stats::Reports;
+use crate::notice::Notice;
 use crate::overload_settings::Overload;
 use crate::own_writes::WriteTimes;
 use crate::random::Random;
@@ -195,6 +197,7 @@ pub(crate) struct ShardParts {
     pub own_writes: Arc<[WriteTimes]>,
     pub locks: Arc<LockMarks>,
     pub copies_off_until: Arc<AtomicU64>,
+    pub notice: Arc<Notice>,
     pub hasher: KeyHasher,
     pub nominator: Nominator,
     pub next_client_id: Arc<AtomicU64>,
@@ -318,6 +321,8 @@ pub(crate) struct Shard {
     copy_reads: hashbrown::HashMap<u32, copies::CopyRead>,
     /// No copies are used before this, in any shard.
     copies_off_until: Arc<AtomicU64>,
+    /// Whether PINGs go upstream.
+    notice: Arc<Notice>,
     copy_misses: ByHash<(Nanos, Nanos)>,
     /// Keys whose copies are to be voided before a reply is given, by its ticket.
     held: hashbrown::HashMap<(u32, u32, u32), Vec<CopiedKey>>,
@@ -425,6 +430,7 @@ impl Shard {
             last_number: 0,
             copy_reads: hashbrown::HashMap::new(),
             copies_off_until: parts.copies_off_until,
+            notice: parts.notice,
             copy_misses: ByHash::default(),
             held: hashbrown::HashMap::new(),
             voidings: hashbrown::HashMap::new(),

@@ -47,7 +47,7 @@ impl Own {
         self.connections.iter().any(|(_, i)| *i == index)
     }
 
-    fn has_mode(&self, mode: &[u8]) -> bool {
+    pub fn has_mode(&self, mode: &[u8]) -> bool {
         let has = |frame: &Vec<u8>| {
             frame
                 .split(|&b| b == b'\n')

@@ -452,7 +452,12 @@ impl Shard {
         {
             up.server_id = number;
         }
-        if is_error && !matches!(step, Step::Name | Step::Id) {
+        if step == Step::Before {
+            // The last of them is the SELECT.
+            up.is_db_set = !is_error;
+        }
+        let is_settled = step == Step::Select && up.is_db_set;
+        if is_error && !is_settled && !matches!(step, Step::Name | Step::Id | Step::Before) {
             let error = frame.get(1..).unwrap_or_default();
             let said = String::from_utf8_lossy(error).trim_end().to_owned();
             if up.user != SERVICE {

@@ -384,6 +384,11 @@ impl Shard {
                 return flow;
             }
         }
+        let class = if self.notice.is_paused(self.now) {
+            self.class_while_paused(class, command)
+        } else {
+            class
+        };
         match class {
             Class::Keyed | Class::Split(_) => self.keyed(id, request, command, class),
             Class::AnyNode => self.any_node(id, request, command),
@@ -674,6 +679,22 @@ impl Shard {
         self.send_for(id, request.frame, node, 0, flags)
     }
 
+    /// What may wait at the server until clients are unpaused goes on a connection of its own.
+    #[cold]
+    fn class_while_paused(&self, class: Class, command: Option<&'static Command>) -> Class {
+        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        match class {
+            Class::AllNodes(merge) => Class::Beside(merge),
+            Class::Split(_) | Class::OneServerOnly if is_cluster => class,
+            Class::Keyed | Class::Split(_) | Class::AnyNode | Class::OneServerOnly
+                if command.is_some() =>
+            {
+                Class::Blocking
+            }
+            _ => class,
+        }
+    }
+
     /// Remembers that a client has written to a node.
     pub(super) fn note_write_to(&mut self, id: ClientId, node: u32) {
         let losses = self.nodes[node as usize].losses;
@@ -690,7 +711,16 @@ impl Shard {
         command: Option<&'static Command>,
     ) -> Flow {
         if self.topology.as_ref().is_some_and(|t| t.is_cluster()) {
-            return self.one_server(id, request, command);
+            match request.arg(1).to_ascii_lowercase().as_slice() {
+                // They look at no key of the server's.
+                b"error" | b"protocol" | b"stringmatch-len" | b"help" => {
+                    return self.blocking(id, request, command);
+                }
+                b"sleep" | b"set-active-expire" => {
+                    return self.all_nodes(id, request, command, Class::Beside(Merge::AllOk));
+                }
+                _ => return self.one_server(id, request, command),
+            }
         }
         let flow = self.blocking(id, request, command);
         if let Some(client) = self.client(id).filter(|c| c.is_blocked) {

@@ -62,10 +62,10 @@ impl Shard {
         }
         match class {
             Class::Session(Session::Multi) => {
-                Some(self.refuse_mildly(id, "ERR MULTI calls can not be nested"))
+                Some(self.nested(id, request, "ERR MULTI calls can not be nested"))
             }
             Class::Session(Session::Watch) => {
-                Some(self.refuse_mildly(id, "ERR WATCH inside MULTI is not allowed"))
+                Some(self.nested(id, request, "ERR WATCH inside MULTI is not allowed"))
             }
             Class::Session(_) | Class::Local(Local::Quit | Local::Reset) => None,
             Class::Local(Local::Ping | Local::Echo)
@@ -86,12 +86,22 @@ impl Shard {
         }
     }
 
-    /// An error that does not spoil the transaction, as the server has it.
-    fn refuse_mildly(&mut self, id: ClientId, text: &str) -> Flow {
-        self.taken.way = Way::Error;
-        if let Some(client) = self.client(id) {
-            client.reply(|out| encode::error(out, text));
+    /// `MULTI` or `WATCH` inside a transaction. Whether it spoils the transaction depends on the server, so
+    /// the server is told: at once, or with the rest where the node is not known yet.
+    fn nested(&mut self, id: ClientId, request: &Request<'_>, text: &str) -> Flow {
+        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let Some(client) = self.client(id) else {
+            return Flow::Next;
+        };
+        if !is_cluster || client.pinned.is_some() {
+            // It has no keys that would count: none is read or written.
+            return self.send_queued(id, request, None);
         }
+        if client.queued.len() < QUEUED_MAX {
+            client.queued.push(request.frame.to_vec());
+        }
+        client.reply(|out| encode::error(out, text));
+        self.taken.way = Way::Error;
         Flow::Next
     }
 
@@ -205,6 +215,11 @@ impl Shard {
         if is_cluster && is_known && wanted.is_none() && self.pinned_node(id).is_none() {
             return self.keep_for_later(id, request.frame);
         }
+        self.send_queued(id, request, wanted)
+    }
+
+    /// Sends a command of a transaction to `wanted`, or where the rest of it is.
+    fn send_queued(&mut self, id: ClientId, request: &Request<'_>, wanted: Option<u32>) -> Flow {
         let node = match wanted {
             Some(node) => node,
             None => match self.pinned_node(id).map_or_else(|| self.some_node(id), Ok) {

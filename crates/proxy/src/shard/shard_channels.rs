@@ -15,6 +15,7 @@ use super::serve::{Flow, Request};
 use super::subscribe::{confirmation, is_marker, Confirmed};
 use super::upstream::Role;
 use super::Shard;
+use crate::notice::Monitoring;
 use keyheat_net::clock::SEC;
 
 /// How long a channel's new owner is looked for.
@@ -30,6 +31,8 @@ pub(super) struct Listening {
     /// Other primaries, of which only notifications are heard.
     pub echoes: Vec<(u32, u32)>,
     pub is_monitor: bool,
+    /// Says so to all shards.
+    pub monitoring: Option<Monitoring>,
     pub monitors_starting: usize,
     pub monitor_seq: u32,
     /// Shard channels, and the connection of each.
@@ -161,7 +164,7 @@ impl Shard {
         }
         match confirmation(frame) {
             Some(confirmed) => self.on_channel(id, index, &confirmed),
-            None => client.push(frame),
+            None => client.push_published(frame),
         }
     }
 

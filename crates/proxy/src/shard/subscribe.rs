@@ -17,6 +17,20 @@ pub(super) use super::shard_channels::{Astray, Listening};
 /// Marks the end of the confirmations of a subscription command.
 const MARKER: &[u8] = b"keyheat:confirmed";
 
+/// What the proxy says first on a connection, as `MONITOR` shows it; of a client it would be answered here.
+const GREETING: [&[u8]; 3] = [
+    b"\"HELLO\" \"3\"",
+    b"\"CLIENT\" \"SETNAME\" \"keyheat\"",
+    b"\"CLIENT\" \"ID\"",
+];
+
+/// Whether a line of `MONITOR` is one of these: `+TIME [DB ADDRESS] "COMMAND" …`.
+fn is_greeting(line: &[u8]) -> bool {
+    let start = line.windows(2).position(|w| w == b"] ");
+    let said = start.and_then(|at| line.get(at + 2..)).unwrap_or_default();
+    GREETING.iter().any(|words| said.starts_with(words))
+}
+
 /// What a confirmation says: which command's, of which channel, and how many are left.
 pub(super) struct Confirmed {
     pub kind: Vec<u8>,
@@ -118,7 +132,7 @@ impl Shard {
             client.counts[place] = confirmed.left;
             client.count_subscriptions();
         }
-        client.push(frame);
+        client.push_published(frame);
         let backlog = client.backlog();
         if backlog > self.output_max {
             self.cut_for_output(id);
@@ -171,11 +185,13 @@ impl Shard {
             }
         }
         let indexes: Vec<u32> = opened.iter().map(|(_, index)| *index).collect();
+        let monitoring = self.notice.monitor();
         if let Some(client) = self.client(id) {
             let seq = client.open_slot(0);
             client.is_held = true;
             let listening = client.listening.get_or_insert_default();
             listening.is_monitor = true;
+            listening.monitoring = Some(monitoring);
             listening.monitors_starting = indexes.len();
             listening.monitor_seq = seq;
             listening.connections.append(&mut opened);
@@ -186,7 +202,7 @@ impl Shard {
         Flow::Next
     }
 
-    /// A line of `MONITOR`, or the answer to it.
+    /// A line of `MONITOR`, or the answer to it. That the proxy has opened a connection is nobody's business.
     pub(super) fn on_monitored(&mut self, id: ClientId, frame: &[u8]) {
         let Some(client) = self.client(id) else {
             return;
@@ -195,7 +211,10 @@ impl Shard {
             return;
         };
         if listening.monitors_starting == 0 {
-            return client.push(frame);
+            if !is_greeting(frame) {
+                client.push(frame);
+            }
+            return;
         }
         let seq = listening.monitor_seq;
         if frame[0] == b'-' {

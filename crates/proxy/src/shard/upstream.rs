@@ -9,11 +9,18 @@ use std::collections::VecDeque;
 
 use keyheat_core::Nanos;
 use keyheat_resp::reply::ReplyScanner;
-use keyheat_resp::{encode, Protocol};
+use keyheat_resp::{encode, Limits, Protocol};
 
 use super::client::{ClientId, Ticket};
 use super::marks::Marks;
 use crate::stream::Stream;
+
+/// What a server may answer. A script may nest as deep as Lua's stack (some 8,000 tables) lets it, and to give up
+/// a connection for that would be at the cost of everybody on it.
+const REPLIES: Limits = Limits {
+    depth_max: 65_536,
+    ..Limits::DEFAULT
+};
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +91,8 @@ pub(super) enum Step {
     Auth,
     Hello,
     Select,
+    /// A database that the user may not be let choose, chosen by the proxy's own account.
+    Before,
     Name,
     ReadOnly,
     Tracking,
@@ -151,6 +160,8 @@ pub(super) struct Upstream {
     pub role: Role,
     pub protocol: Protocol,
     pub db: u32,
+    /// It was chosen before the user was taken on.
+    pub is_db_set: bool,
     /// By whose rights the server serves it.
     pub user: u32,
     /// When something was last sent on it.
@@ -198,6 +209,7 @@ impl Upstream {
             role,
             protocol: Protocol::Resp2,
             db: 0,
+            is_db_set: false,
             user: 0,
             used_at: now,
             refusal: None,
@@ -209,7 +221,7 @@ impl Upstream {
             setup_end: 0,
             pending: VecDeque::new(),
             input: Vec::new(),
-            scanner: ReplyScanner::new(keyheat_resp::Limits::default()),
+            scanner: ReplyScanner::new(REPLIES),
             partial: Vec::new(),
             streamed: 0,
             is_dirty: false,

@@ -104,7 +104,7 @@ impl ReplyScanner {
                     continue;
                 }
                 Header::Elements(n) if n > 0 => {
-                    if self.depth >= self.limits.depth() {
+                    if self.depth >= self.limits.depth_max {
                         return Err(ErrorKind::TooDeep.into());
                     }
                     if self.depth > 0 {

@@ -143,6 +143,11 @@ fn nesting_and_lines_are_limited() {
         ..limits
     };
     assert_eq!(parse(deep(100_000).as_bytes(), &limits).err(), too_deep);
+    let whole = deep(100_000);
+    assert_eq!(
+        frames_in_pieces(limits, whole.as_bytes(), &[]),
+        (vec![whole.len()], None)
+    );
 
     let too_long = Some(ProtocolError {
         kind: ErrorKind::TooBigReplyLine,

@@ -1,0 +1,231 @@
+"""What suites of other clients found: where the proxy answered otherwise than the server behind it."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from keyheat.server.cluster import EmbeddedCluster
+from keyheat.server.embedded import EmbeddedServer
+from tests.proxy.test_differential import Command, Wire, ask, command
+
+Eventually = Callable[..., Any]
+
+
+def words(text: str) -> Command:
+    """A command of words without spaces."""
+    return command(*text.split())
+
+
+def say(wire: Wire, *commands: str | Command) -> list[bytes]:
+    """Send all at once, and read as many replies."""
+    batch = [words(each) if isinstance(each, str) else each for each in commands]
+    wire.send(batch)
+    return [wire.reply() for _ in batch]
+
+
+@pytest.fixture
+def wires() -> Iterator[Callable[..., Wire]]:
+    """Connections that are closed after the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda address, timeout_s=5.0: stack.enter_context(contextlib.closing(Wire(address, timeout_s)))
+
+
+@pytest.fixture
+def proxy(valkey: str, proxy_factory: Any, eventually: Eventually) -> Any:
+    """A proxy before the shared server."""
+    return ready(proxy_factory(valkey), eventually)
+
+
+def ready(proxy: Any, eventually: Eventually) -> Any:
+    """The proxy, once it knows its upstream."""
+    eventually(lambda: ask(proxy.listen, "EXISTS", "x").startswith(b":"))
+    return proxy
+
+
+def until(wire: Wire, batch: list[Command], end: bytes = b"$-1\r\n") -> bytes:
+    """What is answered up to `end`, in which the reader of `Wire` would nest too deep."""
+    wire.send(batch)
+    found = b""
+    while not found.endswith(end):
+        more = wire.socket.recv(1 << 16)
+        assert more, found[-200:]
+        found += more
+    return found
+
+
+@pytest.mark.parametrize("inner", ["MULTI", "WATCH nested:key", "WATCH"])
+def test_what_may_not_be_in_a_transaction_spoils_it_where_the_server_says_so(
+    proxy: Any, valkey: str, wires: Any, inner: str
+) -> None:
+    talk = ["MULTI", inner, "SET nested:key 1", "EXEC", "GET nested:key", "DEL nested:key"]
+    assert say(wires(proxy.listen), *talk) == say(wires(valkey), *talk)
+
+
+def test_a_nested_multi_before_the_first_key_is_told_to_the_node_of_that_key(
+    cluster: EmbeddedCluster, proxy_factory: Any, wires: Any, eventually: Eventually
+) -> None:
+    proxy = ready(proxy_factory(cluster.url), eventually)
+    node = cluster.owner("nested:key").address
+    talk = ["MULTI", "MULTI", "SET nested:key 1", "EXEC", "GET nested:key", "DEL nested:key"]
+    through, direct = say(wires(proxy.listen), *talk), say(wires(node), *talk)
+    assert through[1].startswith(b"-")
+    assert [*through[:1], *through[2:]] == [*direct[:1], *direct[2:]]
+
+
+def test_what_a_client_publishes_to_itself_comes_after_the_reply(proxy: Any, wires: Any) -> None:
+    wire = wires(proxy.listen)
+    say(wire, "HELLO 3", "SUBSCRIBE to:self")
+    for _ in range(50):
+        replies = say(wire, "MULTI", "PING abc", "PUBLISH to:self bar", "PING def", "EXEC")
+        assert replies[-1] == b"*3\r\n$3\r\nabc\r\n:1\r\n$3\r\ndef\r\n"
+        assert wire.reply().startswith(b">3\r\n$7\r\nmessage")
+
+
+def test_a_client_that_waits_in_a_blocking_command_hears_what_is_published_at_once(
+    proxy: Any, valkey: str, wires: Any
+) -> None:
+    wire = wires(proxy.listen)
+    say(wire, "HELLO 3", "SUBSCRIBE to:waiting")
+    wire.send([words("BLPOP nothing:here 3")])
+    time.sleep(0.1)  # until it waits at the server
+    ask(valkey, "PUBLISH", "to:waiting", "hi")
+    assert wire.reply().startswith(b">3\r\n$7\r\nmessage")
+
+
+def test_a_reply_that_nests_as_deep_as_lua_lets_it_costs_nobody_a_connection(
+    proxy: Any, valkey: str, wires: Any
+) -> None:
+    script = command("EVAL", "local a = {}; local b = {a}; a[1] = b; return a", "0")
+    direct, through = (until(wires(address), [script, words("GET x")]) for address in (valkey, proxy.listen))
+    assert direct.count(b"*1\r\n") > 1000
+    assert through == direct
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_a_ping_shows_in_monitor_and_the_proxys_own_greeting_does_not(
+    proxy: Any, wires: Any, protocol: int
+) -> None:
+    ear, wire = wires(proxy.listen), wires(proxy.listen)
+    say(ear, "MONITOR")
+    say(wire, f"HELLO {protocol}")
+    say(wire, "PING seen", "MULTI", "SET seen 1", "EXEC")  # MULTI has a new connection opened
+    lines = [ear.reply() for _ in range(4)]
+    assert [line.split(b"] ")[1].strip() for line in lines] == [
+        b'"PING" "seen"',
+        b'"MULTI"',
+        b'"SET" "seen" "1"',
+        b'"EXEC"',
+    ]
+
+
+def test_a_pause_of_all_holds_up_a_ping(
+    own_server: EmbeddedServer, proxy_factory: Any, wires: Any, eventually: Eventually
+) -> None:
+    proxy = ready(proxy_factory(own_server.address), eventually)
+    wire, other = wires(proxy.listen), wires(proxy.listen)
+    say(other, "CLIENT PAUSE 300")
+    started = time.monotonic()
+    assert say(wire, "PING") == [b"+PONG\r\n"]
+    assert time.monotonic() - started > 0.25
+    say(other, "CLIENT PAUSE 60000 WRITE")
+    assert say(wire, "PING") == [b"+PONG\r\n"]
+
+
+def test_a_pause_holds_up_writes_alone_and_is_not_taken_for_a_failing_server(
+    own_server: EmbeddedServer, proxy_factory: Any, wires: Any, eventually: Eventually
+) -> None:
+    proxy = ready(proxy_factory(own_server.address, shards=1, breaker_silence_ms=200), eventually)
+    writer, script, reader, other = (wires(proxy.listen) for _ in range(4))
+    say(other, "CLIENT PAUSE 60000 WRITE")
+    writer.send([words("SET paused 1"), words("GET paused")])
+    script.send([command("EVAL", "return redis.call('SET', KEYS[1], 1)", "1", "paused:too")])
+    time.sleep(0.7)  # longer than a server may be silent
+    assert say(reader, "GET paused", "DBSIZE", "EXISTS paused") == [b"$-1\r\n", b":0\r\n", b":0\r\n"]
+    assert say(other, "CLIENT UNPAUSE") == [b"+OK\r\n"]
+    assert [writer.reply(), writer.reply(), script.reply()] == [b"+OK\r\n", b"$1\r\n1\r\n", b"+OK\r\n"]
+    assert say(reader, "GET paused", "MGET paused paused:too") == [
+        b"$1\r\n1\r\n",
+        b"*2\r\n$1\r\n1\r\n$1\r\n1\r\n",
+    ]
+
+
+def test_a_pause_of_all_is_not_taken_for_a_failing_server(
+    own_server: EmbeddedServer, proxy_factory: Any, wires: Any, eventually: Eventually
+) -> None:
+    proxy = ready(proxy_factory(own_server.address, shards=1, breaker_silence_ms=200), eventually)
+    clients = [wires(proxy.listen) for _ in range(20)]
+    say(clients[0], "CLIENT PAUSE 800 ALL")
+    for client in clients:
+        client.send([words("INCR paused:all")])
+    replies = sorted(int(client.reply()[1:]) for client in clients)
+    assert replies == list(range(1, 21))
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_a_user_who_may_not_select_keeps_the_database_that_was_chosen_before(
+    own_server: EmbeddedServer, proxy_factory: Any, wires: Any, eventually: Eventually, protocol: int
+) -> None:
+    ask(own_server.address, "ACL", "SETUSER", "bob", "on", ">secret", "+get", "+set", "+eval", "~*")
+    proxy = ready(proxy_factory(own_server.address, auth="pass_through"), eventually)
+    talk = [f"HELLO {protocol}", "SELECT 9", "AUTH bob secret", "SET chosen 9", "GET chosen", "SELECT 8"]
+    through, direct = say(wires(proxy.listen), *talk), say(wires(own_server.address), *talk)
+    assert through[1:] == direct[1:]
+    assert through[3:5] == [b"+OK\r\n", b"$1\r\n9\r\n"]
+    assert say(wires(own_server.address), "SELECT 9", "GET chosen") == [b"+OK\r\n", b"$1\r\n9\r\n"]
+
+
+def test_client_info_says_that_a_client_tracks_by_prefix(proxy: Any, wires: Any) -> None:
+    wire = wires(proxy.listen)
+    say(wire, "HELLO 3", "CLIENT TRACKING ON BCAST PREFIX cache:")
+    assert b" flags=tB " in say(wire, "CLIENT INFO")[0]
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_the_logs_of_all_primaries_are_one(
+    cluster: EmbeddedCluster, proxy_factory: Any, wires: Any, eventually: Eventually, protocol: int
+) -> None:
+    proxy = ready(proxy_factory(cluster.url), eventually)
+    wire = wires(proxy.listen)
+    say(wire, f"HELLO {protocol}", "CONFIG SET slowlog-log-slower-than 0")
+    try:
+        assert say(wire, "SLOWLOG RESET") == [b"+OK\r\n"]
+        say(wire, *[f"SET log:{i} 1" for i in range(9)])
+        length = int(say(wire, "SLOWLOG LEN")[0][1:])
+        shown = [say(wire, f"SLOWLOG GET {count}")[0].split(b"\r\n")[0] for count in (1, 8, -1)]
+    finally:
+        say(wire, "CONFIG SET slowlog-log-slower-than 10000")
+    assert length >= 9
+    assert shown[:2] == [b"*1", b"*8"]
+    assert int(shown[2][1:]) >= length
+    assert say(wire, "LATENCY LATEST", "LATENCY HISTORY command") == [b"*0\r\n"] * 2
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_refused_commands_of_all_primaries_are_one_log(
+    cluster: EmbeddedCluster, proxy_factory: Any, wires: Any, eventually: Eventually, protocol: int
+) -> None:
+    proxy = ready(proxy_factory(cluster.url, auth="pass_through"), eventually)
+    wire, bob = wires(proxy.listen), wires(proxy.listen)
+    say(wire, f"HELLO {protocol}", command("ACL", "SETUSER", "bob", "on", "nopass", "+@all", "~none"))
+    try:
+        say(wire, "ACL LOG RESET")
+        say(bob, "AUTH bob any", *[f"GET refused:{i}" for i in range(6)])
+        log, two = say(wire, "ACL LOG", "ACL LOG 2")
+        assert log.startswith(b"*6\r\n")
+        assert two.startswith(b"*2\r\n")
+        assert say(wire, "ACL LOG RESET", "ACL LOG") == [b"+OK\r\n", b"*0\r\n"]
+    finally:
+        say(wire, "ACL DELUSER bob")
+
+
+def test_what_debug_does_without_keys_is_done_before_a_cluster(
+    proxy_factory: Any, wires: Any, eventually: Eventually
+) -> None:
+    with EmbeddedCluster(3, 0, config={"enable-debug-command": "yes"}) as cluster:
+        wire = wires(ready(proxy_factory(cluster.url), eventually).listen)
+        assert say(wire, command("DEBUG", "ERROR", "OOM it is full")) == [b"-OOM it is full\r\n"]
+        assert say(wire, "DEBUG SET-ACTIVE-EXPIRE 1", "DEBUG SLEEP 0") == [b"+OK\r\n"] * 2
+        assert say(wire, "DEBUG RELOAD")[0].startswith(b"-ERR keyheat: 'debug' is about one server")

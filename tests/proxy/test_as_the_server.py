@@ -104,6 +104,23 @@ def test_a_reply_that_nests_as_deep_as_lua_lets_it_costs_nobody_a_connection(
     assert through == direct
 
 
+def test_a_number_that_is_none_costs_nobody_a_connection(proxy: Any, valkey: str, wires: Any) -> None:
+    script = command("EVAL", "server.setresp(3); return {big_number='123\\r\\n 123'}", "0")
+    talk = ["HELLO 3", script, "GET none"]
+    assert say(wires(proxy.listen), *talk)[1:] == say(wires(valkey), *talk)[1:] == [b"(123   123\r\n", b"_\r\n"]
+
+
+def test_a_script_that_runs_longer_than_a_server_may_be_silent_is_answered(
+    own_server: EmbeddedServer, proxy_factory: Any, wires: Any, eventually: Eventually
+) -> None:
+    ask(own_server.address, "CONFIG", "SET", "busy-reply-threshold", "100")
+    proxy = ready(proxy_factory(own_server.address, shards=1, breaker_silence_ms=200), eventually)
+    wire = wires(proxy.listen, 15.0)
+    clock = "local from = os.clock(); while os.clock() - from < 2.5 do end; return 7"
+    assert say(wire, command("EVAL", clock, "0")) == [b":7\r\n"]
+    eventually(lambda: say(wire, "GET none") == [b"$-1\r\n"])
+
+
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_a_ping_shows_in_monitor_and_the_proxys_own_greeting_does_not(
     proxy: Any, wires: Any, protocol: int

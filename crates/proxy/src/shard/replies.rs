@@ -456,8 +456,14 @@ impl Shard {
             // The last of them is the SELECT.
             up.is_db_set = !is_error;
         }
+        if step == Step::Probe && frame.starts_with(b"-BUSY ") {
+            return self.on_busy(node, index);
+        }
         let is_settled = step == Step::Select && up.is_db_set;
-        if is_error && !is_settled && !matches!(step, Step::Name | Step::Id | Step::Before) {
+        if is_error
+            && !is_settled
+            && !matches!(step, Step::Name | Step::Id | Step::Before | Step::Probe)
+        {
             let error = frame.get(1..).unwrap_or_default();
             let said = String::from_utf8_lossy(error).trim_end().to_owned();
             if up.user != SERVICE {

@@ -7,7 +7,7 @@ use keyheat_core::overload::breaker::State;
 use keyheat_core::Nanos;
 
 use super::guard::Cause;
-use super::upstream::{Role, Stage};
+use super::upstream::{Owner, Role, Stage, Step};
 use super::users::SERVICE;
 use super::Shard;
 use keyheat_net::clock::MS;
@@ -65,7 +65,23 @@ impl Shard {
             return;
         }
         let (protocol, db) = self.usual();
-        let opened = self.open(node, Role::Pinned(None), protocol, db, SERVICE);
-        self.nodes[node as usize].guard.prober = opened.ok();
+        let opened = self
+            .open(node, Role::Pinned(None), protocol, db, SERVICE)
+            .ok();
+        if let Some(index) = opened {
+            // One that runs a script lets connections come, and answers nothing on them but BUSY.
+            let up = &mut self.upstreams[index as usize];
+            up.ask(&[b"PING"], Owner::Setup(Step::Probe), self.now);
+            up.setup_end = up.out.len();
+        }
+        self.nodes[node as usize].guard.prober = opened;
+    }
+
+    /// A node that was asked whether it is there runs a script: so do its old connections lead there.
+    pub(super) fn on_busy(&mut self, node: u32, index: u32) {
+        self.upstreams[index as usize].is_dropped = true;
+        self.close_upstream(index, "it is busy with a script");
+        self.nodes[node as usize].guard.prober = None;
+        self.fail(node, Cause::Silent, "is busy with a script");
     }
 }

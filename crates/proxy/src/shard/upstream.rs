@@ -101,6 +101,8 @@ pub(super) enum Step {
     Id,
     /// What the client that owns the connection has asked for.
     Own,
+    /// Whether the node serves requests.
+    Probe,
 }
 
 /// What is known of a pending request.

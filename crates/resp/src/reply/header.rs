@@ -73,13 +73,8 @@ fn classify(kind: u8, text: &[u8], limits: &Limits) -> Result<Header, ProtocolEr
         b':' => line(signed(text).is_some()),
         b'#' => line(matches!(text, b"t" | b"f")),
         b',' => line(double(text).is_some()),
-        b'(' => {
-            let digits = text
-                .strip_prefix(b"-")
-                .or(text.strip_prefix(b"+"))
-                .unwrap_or(text);
-            line(!digits.is_empty() && digits.iter().all(u8::is_ascii_digit))
-        }
+        // Servers pass on what a script calls a number; to refuse it would cost the connection.
+        b'(' => line(true),
         b'_' if text.is_empty() => Ok(Header::Null),
         b'_' => Err(ErrorKind::InvalidReplyLine.into()),
         _ => {

@@ -100,7 +100,6 @@ fn what_is_no_reply_is_refused() {
         (":x\r\n", ErrorKind::InvalidReplyLine),
         ("#x\r\n", ErrorKind::InvalidReplyLine),
         (",x\r\n", ErrorKind::InvalidReplyLine),
-        ("(x\r\n", ErrorKind::InvalidReplyLine),
         ("_x\r\n", ErrorKind::InvalidReplyLine),
         ("+a\rb", ErrorKind::InvalidReplyLine),
         ("$-2\r\n", ErrorKind::InvalidReplyLength),

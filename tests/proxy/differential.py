@@ -113,6 +113,9 @@ class Talker:
                 # Keys that are watched and those of the transaction lie together, or a Cluster refuses it.
                 place = rng.randrange(3) if self._watched is None else self._watched
                 inside = [self._one(place, is_inside=True) for _ in range(rng.randrange(4))]
+                if rng.random() < 0.1:
+                    nested = Said([rng.choice([b"MULTI", b"WATCH"])], "=")
+                    inside.insert(rng.randrange(len(inside) + 1), nested)
                 end = rng.choice([b"EXEC", b"EXEC", b"EXEC", b"DISCARD"])
                 out += [Said([b"MULTI"], "="), *inside, Said([end], "~")]
                 self._watched = None

@@ -75,6 +75,15 @@ def test_a_nested_multi_before_the_first_key_is_told_to_the_node_of_that_key(
     assert [*through[:1], *through[2:]] == [*direct[:1], *direct[2:]]
 
 
+@pytest.mark.parametrize("wrong", ["GET", "HPERSIST nested:key FIELDS 1", "NOSUCH nested:key"])
+def test_in_a_transaction_before_a_cluster_the_server_says_what_is_wrong_with_a_command(
+    cluster: EmbeddedCluster, proxy_factory: Any, wires: Any, eventually: Eventually, wrong: str
+) -> None:
+    proxy = ready(proxy_factory(cluster.url), eventually)
+    talk = ["MULTI", wrong, "EXEC"]
+    assert say(wires(proxy.listen), *talk) == say(wires(cluster.owner("nested:key").address), *talk)
+
+
 def test_what_a_client_publishes_to_itself_comes_after_the_reply(proxy: Any, wires: Any) -> None:
     wire = wires(proxy.listen)
     say(wire, "HELLO 3", "SUBSCRIBE to:self")

@@ -444,7 +444,7 @@ impl Shard {
             Transaction::None => Some(self.any_node(id, request, Some(command))),
             // It spoils the transaction at the server too.
             _ if !is_cluster => self.in_session(id, request, Some(command), class),
-            _ => None,
+            _ => Some(self.send_queued(id, request, None)),
         }
     }
 

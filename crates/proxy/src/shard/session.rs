@@ -219,7 +219,12 @@ impl Shard {
     }
 
     /// Sends a command of a transaction to `wanted`, or where the rest of it is.
-    fn send_queued(&mut self, id: ClientId, request: &Request<'_>, wanted: Option<u32>) -> Flow {
+    pub(super) fn send_queued(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        wanted: Option<u32>,
+    ) -> Flow {
         let node = match wanted {
             Some(node) => node,
             None => match self.pinned_node(id).map_or_else(|| self.some_node(id), Ok) {

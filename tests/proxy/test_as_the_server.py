@@ -115,7 +115,7 @@ def test_a_reply_that_nests_as_deep_as_lua_lets_it_costs_nobody_a_connection(
 
 def test_a_number_that_is_none_costs_nobody_a_connection(proxy: Any, valkey: str, wires: Any) -> None:
     script = command("EVAL", "server.setresp(3); return {big_number='123\\r\\n 123'}", "0")
-    talk = ["HELLO 3", script, "GET none"]
+    talk: list[str | Command] = ["HELLO 3", script, "GET none"]
     assert (
         say(wires(proxy.listen), *talk)[1:] == say(wires(valkey), *talk)[1:] == [b"(123   123\r\n", b"_\r\n"]
     )

@@ -133,3 +133,70 @@ def test_a_pipeline_may_be_sent_whole_before_a_reply_is_read(
             while not read.endswith(b"+PONG\r\n"):
                 read += late.recv(1 << 20)
             assert len(read) == 500 * (len(value) + 11) + 7
+
+
+def cached(proxy_factory: ProxyFactory, upstream: str, eventually: Eventually, **settings: Any) -> Any:
+    """A proxy with one shard that answers `big` from memory."""
+    levels = [{"metric": "reads", "enter_per_s": 1}]
+    rule = {
+        "name": "all",
+        "match": {"any": True},
+        "levels": levels,
+        "plan": ["local_cache"],
+        "min_hot_ms": 60_000,
+    }
+    proxy = proxy_factory(upstream, rules=[rule], shards=1, max_staleness_ms=5_000, **settings)
+    with client_of(proxy) as client:
+        client.set("big", b"x" * 500_000)
+    with connect(proxy) as stream:
+
+        def is_local() -> bool:
+            before = stats(proxy)["local_hits"]
+            stream.sendall(b"GET big\r\n")
+            left = 500_000 + 11
+            while left:
+                left -= len(stream.recv(left))
+            return stats(proxy)["local_hits"] > before
+
+        eventually(is_local)
+    return proxy
+
+
+def test_a_client_that_pauses_in_a_pipeline_of_local_replies_goes_on(
+    proxy_factory: ProxyFactory, valkey: str, eventually: Eventually
+) -> None:
+    proxy = cached(proxy_factory, valkey, eventually, buffers_max_bytes=32 << 20)
+    with connect(proxy) as late:
+        late.sendall(b"GET big\r\n" * 400 + b"PING\r\n")
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            assert stats(proxy)["buffer_bytes"] < 16 << 20
+            time.sleep(0.01)
+        count = 0
+        end = b""
+        while end != b"+PONG\r\n":
+            piece = late.recv(1 << 20)
+            assert piece
+            count += len(piece)
+            end = (end + piece)[-7:]
+    assert count == 400 * (500_000 + 11) + 7
+    assert stats(proxy)["clients_cut"] == 0
+
+
+def test_local_replies_behind_one_that_is_late_are_not_made_before_it_comes(
+    proxy_factory: ProxyFactory, own_server: Any, eventually: Eventually
+) -> None:
+    proxy = cached(proxy_factory, own_server.url, eventually, buffers_max_bytes=32 << 20)
+    with connect(proxy) as stream, own_server.client() as direct:
+        direct.execute_command("CLIENT", "PAUSE", 1_000, "ALL")
+        stream.sendall(b"GET cold\r\n" + b"GET big\r\n" * 200)
+        until = time.monotonic() + 0.7
+        while time.monotonic() < until:
+            assert stats(proxy)["buffer_bytes"] < 16 << 20
+            time.sleep(0.01)
+        left = 5 + 200 * (500_000 + 11)
+        while left:
+            piece = stream.recv(1 << 20)
+            assert piece
+            left -= len(piece)
+    assert stats(proxy)["clients_cut"] == 0

@@ -22,7 +22,7 @@ use crate::stream::Stream;
 const KEEP_BYTES: usize = 512 * 1024;
 /// A client with more unanswered than this gets no more of its requests served for now.
 const REQUESTS_SOFT_BYTES: usize = 1 << 20;
-/// A client with more to read than this gets no more of its requests served for now, as long as it reads.
+/// A client with more to read than this gets no more of its requests served for now.
 const REPLIES_SOFT_BYTES: usize = 4 << 20;
 /// A client for which less is held is not worth cutting.
 pub(super) const LITTLE_BYTES: usize = 1 << 20;
@@ -106,8 +106,9 @@ pub(super) struct Client {
     pub is_tried: bool,
     pub authenticating: Option<Box<Authenticating>>,
     pub parser: RequestParser,
-    /// The unfinished rest of what was read.
+    /// What was read and is not served yet, and before it so many bytes that are done with.
     pub input: Vec<u8>,
+    pub input_served: usize,
     pub out: Vec<u8>,
     pub written: usize,
     slots: VecDeque<Slot>,
@@ -200,6 +201,7 @@ impl Client {
             authenticating: None,
             parser: RequestParser::new(keyheat_resp::Limits::default()),
             input: Vec::new(),
+            input_served: 0,
             out: Vec::new(),
             written: 0,
             slots: VecDeque::new(),
@@ -346,17 +348,42 @@ impl Client {
     }
 
     /// Whether no more of its requests are served for now: until servers have answered what it asked, or it has
-    /// read what it was answered. Not if it reads nothing while it has more to send: many clients send all of a
-    /// pipeline before they read, and would wait for ever.
+    /// read what it was answered.
     pub fn is_full(&self) -> bool {
-        self.asked > REQUESTS_SOFT_BYTES
-            || (self.load().saturating_sub(self.asked) > REPLIES_SOFT_BYTES && !self.reads_last)
+        self.asked > REQUESTS_SOFT_BYTES || self.is_full_of_replies()
     }
 
-    /// Whether it has read nothing since this was last asked, though it is full of replies.
+    fn is_full_of_replies(&self) -> bool {
+        self.load().saturating_sub(self.asked) > REPLIES_SOFT_BYTES
+    }
+
+    /// Whether it has read nothing since this was last asked, though it is full and there is something to read.
+    ///
+    /// Many clients send all of a pipeline before they read, and would wait for ever: what they send is taken
+    /// then, and served once they read. Requests of such a pipeline are less than its replies.
     pub fn has_stopped_reading(&mut self) -> bool {
-        let read = std::mem::replace(&mut self.seen_read, self.deeds.bytes_out);
-        self.has_unread && self.is_full() && read == self.deeds.bytes_out
+        let has_read = self.has_read();
+        self.seen_read = self.deeds.bytes_out;
+        self.has_unread && !has_read && self.is_full_of_replies() && !self.is_written()
+    }
+
+    /// Whether it has read something since it was last asked whether it has stopped.
+    pub fn has_read(&self) -> bool {
+        self.seen_read != self.deeds.bytes_out
+    }
+
+    /// Gives back what was left of its input, of which so much is done with.
+    pub fn keep_input(&mut self, mut input: Vec<u8>, served: usize) {
+        self.input_served = served;
+        // Not for every few requests of a long rest, or it would be moved over and over.
+        if served > input.len() / 2 {
+            input.drain(..served);
+            self.input_served = 0;
+        }
+        if input.is_empty() && input.capacity() > 16 * 1024 {
+            input = Vec::new();
+        }
+        self.input = input;
     }
 
     /// Adds up what it is subscribed to.

@@ -734,7 +734,7 @@ impl Shard {
                 _ => {}
             }
         }
-        client.reads_last &= !client.is_written();
+        client.reads_last &= !client.has_read();
         let had_stopped = client.has_unread;
         client.settle();
         // What is left in `input` behind a hold is still to be served.

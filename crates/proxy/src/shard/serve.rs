@@ -122,8 +122,15 @@ impl Shard {
         let Some(client) = self.client(id) else {
             return;
         };
-        if !has_looked || client.is_held || client.is_closing || client.is_full() {
+        if !has_looked || client.is_held || client.is_closing {
             client.has_unread = true;
+            return;
+        }
+        if client.is_full() {
+            client.has_unread = true;
+            if client.reads_last {
+                self.read_ahead(id);
+            }
             return;
         }
         client.has_unread = false;
@@ -155,15 +162,14 @@ impl Shard {
         };
         // What a hold left behind comes first, and only then what is in the socket.
         let mut input = std::mem::take(&mut client.input);
-        let used = self.serve(id, &input);
-        input.drain(..used);
+        let mut served = client.input_served;
+        served += self.serve(id, &input[served..]);
         let may_read = self.client(id).is_some_and(|c| !c.is_held && !c.has_unread);
         if may_read {
             let mut scratch = std::mem::take(&mut self.scratch);
             if let Some(n) = self.read_client(id, &mut scratch) {
                 input.extend_from_slice(&scratch[..n]);
-                let used = self.serve(id, &input);
-                input.drain(..used);
+                served += self.serve(id, &input[served..]);
                 let has_more = |c: &mut Client| c.stream.may_have_more(n, scratch.len());
                 if self.client(id).is_some_and(has_more) {
                     self.queue_client(id);
@@ -172,11 +178,25 @@ impl Shard {
             self.scratch = scratch;
         }
         if let Some(client) = self.client(id) {
-            if input.is_empty() && input.capacity() > 16 * 1024 {
-                input = Vec::new();
-            }
-            client.input = input;
+            client.keep_input(input, served);
         }
+    }
+
+    /// Takes what a client sends that does not read, to be served when it does.
+    fn read_ahead(&mut self, id: ClientId) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        if let Some(n) = self.read_client(id, &mut scratch) {
+            let budget = self.budget;
+            if let Some(client) = self.client(id) {
+                client.input.extend_from_slice(&scratch[..n]);
+                if client.load() + client.input.len() > budget {
+                    self.cut_for_memory(id);
+                } else if client.stream.may_have_more(n, scratch.len()) {
+                    self.queue_client(id);
+                }
+            }
+        }
+        self.scratch = scratch;
     }
 
     fn read_client(&mut self, id: ClientId, buf: &mut [u8]) -> Option<usize> {

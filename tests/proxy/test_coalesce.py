@@ -1,11 +1,13 @@
 """Reads of a hot key under way are shared, cached or not, and never over a write."""
 
+import contextlib
 import threading
 import time
 from typing import Any
 
 import pytest
 
+from tests.proxy.test_bad_days import connect as raw
 from tests.proxy.test_replicas import connect, stat
 
 READERS = 24
@@ -123,3 +125,33 @@ def test_an_error_is_everybodys(own_server: Any, proxy_factory: Any, eventually:
         for _ in range(3):
             with pytest.raises(Exception, match="WRONGTYPE"):
                 client.get("k")
+
+
+def test_different_reads_at_once_are_limited_as_its_rule_says(
+    own_server: Any, proxy_factory: Any, eventually: Any
+) -> None:
+    limited = rule("coalesce") | {"concurrency_max": 3}
+    proxy = proxy_factory(own_server.url, rules=[limited], shards=1, max_staleness_ms=5_000)
+    with own_server.client() as direct:
+        direct.set("hot", "v" * 10)
+    heat(proxy, "hot", eventually)
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(raw(proxy)) for _ in range(5)]
+        for each in sockets:
+            each.sendall(b"PING\r\n")
+            assert each.recv(100) == b"+PONG\r\n"
+        time.sleep(0.2)
+        own_server.pause()
+        for number, each in enumerate(sockets):
+            each.sendall(b"GETRANGE hot 0 %d\r\n" % number)
+            time.sleep(0.02)
+        for each in sockets[3:]:
+            assert b"3 reads at once (concurrency_max)" in each.recv(300)
+        # One that has its part in a read under way is none more.
+        sockets[4].sendall(b"GETRANGE hot 0 0\r\n")
+        time.sleep(0.1)
+        own_server.resume()
+        assert [each.recv(100) for each in sockets[:3]] == [
+            b"$%d\r\n%s\r\n" % (n, b"v" * n) for n in (1, 2, 3)
+        ]
+        assert sockets[4].recv(100) == b"$1\r\nv\r\n"

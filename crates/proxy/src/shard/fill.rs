@@ -438,13 +438,15 @@ impl Shard {
         };
         fill.read_sent_at = Some(now);
         let up = &mut self.upstreams[index as usize];
-        up.send(
-            &fill.frame,
-            Pending::new(Owner::Fill(number), fill.frame.len(), now),
-        );
+        let mut pending = Pending::new(Owner::Fill(number), fill.frame.len(), now);
         if matches!(fill.guard, Guard::Shared(_)) {
+            // A read like any other for limits of the key.
+            pending.key_hash = fill.key_hash;
+            pending.flags = Pending::HAS_KEY;
+            up.send(&fill.frame, pending);
             return self.mark_upstream(index);
         }
+        up.send(&fill.frame, pending);
         up.ask(&[b"PTTL", &fill.key], Owner::FillTtl(number), now);
         match &fill.fields {
             Some(fields) => up.send(

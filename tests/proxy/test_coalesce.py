@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.proxy.test_bad_days import connect as raw
+from tests.proxy.test_congestion import TIGHT, lines
 from tests.proxy.test_replicas import connect, stat
 
 READERS = 24
@@ -155,3 +156,21 @@ def test_different_reads_at_once_are_limited_as_its_rule_says(
             b"$%d\r\n%s\r\n" % (n, b"v" * n) for n in (1, 2, 3)
         ]
         assert sockets[4].recv(100) == b"$1\r\nv\r\n"
+
+
+def test_a_pipeline_of_reads_waits_for_a_crowded_node(
+    own_server: Any, proxy_factory: Any, eventually: Any
+) -> None:
+    proxy = proxy_factory(
+        own_server.url, rules=[rule("coalesce")], **TIGHT | {"local_cache": True, "max_staleness_ms": 5_000}
+    )
+    with own_server.client() as direct:
+        direct.set("hot", "v")
+    heat(proxy, "hot", eventually)
+    with raw(proxy) as loads:
+        time.sleep(0.2)
+        own_server.pause()
+        loads.sendall(b"".join(b"GETRANGE hot 0 %d\r\n" % number for number in range(500)))
+        time.sleep(0.2)
+        own_server.resume()
+        assert lines(loads, 500).startswith(b"$1\r\nv\r\n" * 250)

@@ -291,8 +291,14 @@ impl Shard {
         if !self.may_share(id, request, command, keys, node) {
             return None;
         }
-        let client = self.clients.get_mut(id.index as usize)?;
+        let client = self.clients.get(id.index as usize)?;
         let (protocol, db) = (client.protocol, client.db);
+        let opened = self.shared(node, protocol, db);
+        if !opened.is_ok_and(|index| !self.is_at_gate(node, index)) {
+            // What is to be done where a node is crowded, or left alone, is not for a fill to know.
+            return None;
+        }
+        let client = self.clients.get_mut(id.index as usize)?;
         let seq = client.open_slot(0);
         client.note_fill(seq);
         self.next_fill += 1;

@@ -120,3 +120,10 @@ def test_bounds_time_and_the_count(server: Any, proxy_factory: Any) -> None:
             client.set("shop:7:k", "v", ex=60)
             assert longest - 5 < client.ttl("shop:7:k") <= longest
             assert stat(proxy, "expiries_lengthened") == int(longest > 60)
+
+
+@pytest.mark.parametrize("number", ["+60", "060"])
+def test_what_the_server_takes_for_no_number_is_none(client: redis.Redis, number: str) -> None:
+    with pytest.raises(redis.ResponseError, match="not an integer"):
+        client.execute_command("SET", "shop:7:k", "v", "EX", number)
+    assert not client.exists("shop:7:k")

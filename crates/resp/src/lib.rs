@@ -17,6 +17,7 @@
 //! - [`reply`]: frames what a server sends, as a stream ([`reply::ReplyScanner`]) or as owned
 //!   values ([`reply::parse`]).
 //! - [`tracking`]: what is said on a connection that tracks keys.
+//! - [`number`]: numbers as the server reads them.
 //! - [`encode`]: appends requests and replies to a buffer.
 //! - [`Limits`] and [`ProtocolError`]: how much is accepted, and what is said when it is too much.
 //!
@@ -30,7 +31,7 @@ pub mod command;
 pub mod encode;
 mod error;
 mod limits;
-mod number;
+pub mod number;
 pub mod reply;
 pub mod request;
 pub mod slot;

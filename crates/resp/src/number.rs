@@ -3,7 +3,8 @@
 use memchr::memchr;
 
 /// An integer, by the server's own rule: an optional minus, no plus, no leading zero, no space.
-pub(crate) fn integer(text: &[u8]) -> Option<i64> {
+#[must_use]
+pub fn integer(text: &[u8]) -> Option<i64> {
     let (negative, digits) = match text {
         [b'-', rest @ ..] => (true, rest),
         _ => (false, text),

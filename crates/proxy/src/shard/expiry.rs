@@ -1,13 +1,13 @@
 //! A longer expiry for keys of business entities: a number in a write, changed before it is sent.
 //!
-//! Only what sets an expiry is looked at, and nothing but the number is changed. What may be a lock (`NX`), asks
-//! about the expiry that is there (`GT`, `LT`, `XX`) or may hold a value that looks like an option (`IFEQ`) goes
-//! as it was written.
+//! Only what sets an expiry is looked at, and nothing but the number is changed. What may be a lock (`NX`), asks about the expiry that is there (`GT`, `LT`, `XX`) or may hold a
+//! value that looks like an option (`IFEQ`) goes as it was written.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use keyheat_resp::command::{self, Command};
 use keyheat_resp::encode;
+use keyheat_resp::number::integer;
 use keyheat_resp::request::{Parse, RequestParser};
 use keyheat_resp::Limits;
 
@@ -45,10 +45,7 @@ impl Shard {
     fn lengthened(&self, request: &Request<'_>) -> Option<Vec<u8>> {
         let longer = self.longer_expiry.as_deref()?;
         let place = place_of(command::lookup(request.arg(0))?, request)?;
-        let written: i64 = std::str::from_utf8(request.arg(place.at))
-            .ok()?
-            .parse()
-            .ok()?;
+        let written = integer(request.arg(place.at))?;
         let now_ms = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .ok()?

@@ -122,6 +122,14 @@ def test_bounds_time_and_the_count(server: Any, proxy_factory: Any) -> None:
             assert stat(proxy, "expiries_lengthened") == int(longest > 60)
 
 
+def test_what_is_taken_for_a_lock_is_left_alone(client: redis.Redis) -> None:
+    assert client.setnx("shop:7:lock", "me")
+    client.expire("shop:7:lock", 10)
+    assert 0 < client.ttl("shop:7:lock") <= 10
+    client.set("shop:7:lock", "me", xx=True, px=20_000)
+    assert 0 < client.ttl("shop:7:lock") <= 20
+
+
 @pytest.mark.parametrize("number", ["+60", "060"])
 def test_what_the_server_takes_for_no_number_is_none(client: redis.Redis, number: str) -> None:
     with pytest.raises(redis.ResponseError, match="not an integer"):

@@ -1,6 +1,7 @@
 //! A longer expiry for keys of business entities: a number in a write, changed before it is sent.
 //!
-//! Only what sets an expiry is looked at, and nothing but the number is changed. What may be a lock (`NX`), asks about the expiry that is there (`GT`, `LT`, `XX`) or may hold a
+//! Only what sets an expiry is looked at, and nothing but the number is changed. What may be a lock (`NX`, and any
+//! expiry of a key that is taken for one), asks about the expiry that is there (`GT`, `LT`, `XX`) or may hold a
 //! value that looks like an option (`IFEQ`) goes as it was written.
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -54,7 +55,11 @@ impl Shard {
         let written_ms = written.checked_mul(place.unit_ms)?.checked_sub(from_ms)?;
         let ttl_ms = longer.ttl_ms(request.arg(1), written_ms, now_ms)?;
         let number = from_ms.checked_add(ttl_ms)? / place.unit_ms;
-        if number <= written {
+        let is_lock = || {
+            let key_hash = self.hasher.hash(request.arg(1));
+            self.locks.contains(key_hash, self.now)
+        };
+        if number <= written || is_lock() {
             return None;
         }
         let number = number.to_string();

@@ -63,6 +63,21 @@ def test_callers_at_a_time_share_a_read(own_server: Any, proxy_factory: Any, eve
     assert stat(proxy, "fill_joins") >= READERS - 4
 
 
+def test_no_more_is_given_at_once_than_may_be_held(
+    own_server: Any, proxy_factory: Any, eventually: Any
+) -> None:
+    settings = {"shards": 1, "max_staleness_ms": 5_000, "buffers_max_bytes": 2 << 20}
+    proxy = proxy_factory(own_server.url, rules=[rule("coalesce")], **settings)
+    value = b"v" * 200_000
+    with own_server.client() as direct:
+        direct.set("k", value)
+    heat(proxy, "k", eventually)
+    answers, asked = read_at_once(proxy, own_server, "k")
+    assert answers == [value] * READERS
+    # Ten of them are two megabytes; to the others it is passed on as it comes.
+    assert READERS - 12 <= asked <= READERS - 9
+
+
 @pytest.mark.parametrize(
     "settings", [{"local_cache": False}, {"max_staleness_ms": 0}, {"cache_value_max_bytes": 1_000}]
 )

@@ -526,9 +526,19 @@ impl Shard {
         let waiters = std::mem::take(&mut fill.waiters);
         let (node, key_hash) = (fill.node, fill.key_hash);
         let bytes = (frame.len() + fill.frame.len()) as u64;
-        for ticket in waiters {
+        // So many that all of it at once is no more than may be held for all clients.
+        let most = (self.budget / frame.len()).max(1);
+        let rest = waiters.get(most..).unwrap_or_default().to_vec();
+        let again = (!rest.is_empty()).then(|| (fill.frame.clone(), fill.key.clone()));
+        for ticket in waiters.into_iter().take(most) {
             self.pass_on(ticket.client, ticket.seq, frame, true);
             self.count_local(key_hash, node, bytes);
+        }
+        // To each of the others it comes piece by piece.
+        if let Some((request, key)) = again {
+            for ticket in rest {
+                self.forward_waiter(ticket, &request, &key, key_hash);
+            }
         }
         let is_shared = |f: &Fill| matches!(f.guard, Guard::Shared(_));
         if self.fills.get(&number).is_some_and(is_shared) {

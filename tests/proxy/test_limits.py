@@ -200,3 +200,17 @@ def test_local_replies_behind_one_that_is_late_are_not_made_before_it_comes(
             assert piece
             left -= len(piece)
     assert stats(proxy)["clients_cut"] == 0
+
+
+def test_a_client_that_says_all_and_its_end_before_it_reads_is_answered_whole(
+    proxy_factory: ProxyFactory, valkey: str, eventually: Eventually
+) -> None:
+    proxy = cached(proxy_factory, valkey, eventually)
+    value = b"x" * 500_000
+    with connect(proxy) as late:
+        for _ in range(60):
+            late.sendall(b"GET big\r\n*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$500000\r\n" + value + b"\r\n")
+        late.shutdown(socket.SHUT_WR)
+        time.sleep(0.5)
+        with late.makefile("rb") as replies:
+            assert replies.read() == (b"$500000\r\n" + value + b"\r\n+OK\r\n") * 60

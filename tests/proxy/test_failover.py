@@ -1,5 +1,8 @@
 """Failover: a primary is lost, another takes over, and clients of the proxy go on."""
 
+import contextlib
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -121,6 +124,60 @@ def test_a_promoted_replica_is_used_before_the_sentinel_names_it(proxy_factory: 
             assert back is not None
             assert back < named
             assert not writer.faults
+
+
+def test_a_promoted_replica_is_kept_to_though_its_sentinel_falls_silent(
+    proxy_factory: Any, tmp_path: Path
+) -> None:
+    with contextlib.ExitStack() as stack:
+        primary, one, two = [stack.enter_context(EmbeddedServer()) for _ in range(3)]
+        for replica in (one, two):
+            replicate(replica, primary)
+        asked = []
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            port = stack.enter_context(sentinel(find_binary(), primary, tmp_path / name))
+            asked.append(stack.enter_context(redis.Redis(port=port)))
+
+        def others(client: redis.Redis) -> int:
+            return len(client.execute_command("SENTINEL", "SENTINELS", SERVICE))
+
+        wait_until(lambda: all(others(client) for client in asked))
+        addresses = ",".join(f"127.0.0.1:{client.get_connection_kwargs()['port']}" for client in asked)
+        proxy = proxy_factory(f"redis+sentinel://{addresses}/{SERVICE}")
+        with connect(proxy, socket_timeout=10) as client, Writer(client, "list") as writer:
+            wait_until(lambda: len(writer.acknowledged) > 50)
+            primary.pause()
+            heir = wait_until(lambda: promoted([one, two]))
+            before = heir.client().llen("list")
+            wait_until(lambda: heir.client().llen("list") > before)
+            leaders = [
+                each
+                for each in asked
+                if any(
+                    "promoted" in str(row) for row in each.execute_command("SENTINEL", "REPLICAS", SERVICE)
+                )
+            ]
+            if len(leaders) != 1:
+                pytest.skip("the Sentinels were done before their leader could be stopped")
+            pid = int(leaders[0].info("server")["process_id"])
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                primary.resume()
+                follower = next(each for each in asked if each is not leaders[0])
+                _, named = follower.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
+                if int(named) != primary.port:
+                    pytest.skip("the Sentinels had agreed before their leader could be stopped")
+                with primary.client() as direct:
+                    kept = direct.llen("list")
+                    until = time.monotonic() + 2
+                    while time.monotonic() < until:
+                        assert direct.llen("list") <= kept + 1, "what was on its way when it stopped, at most"
+                        time.sleep(0.02)
+                assert heir.client().llen("list") > before
+            finally:
+                os.kill(pid, signal.SIGCONT)
+        assert not writer.faults
 
 
 def test_a_failover_of_a_cluster_is_followed(proxy_factory: Any) -> None:

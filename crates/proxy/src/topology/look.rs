@@ -8,6 +8,7 @@ use keyheat_net::tls;
 use keyheat_resp::reply::Value;
 
 use super::connection::Connection;
+use super::sentinel::Heir;
 use super::{host_of, join, resolve, text, Registry, ServerInfo, Topology, NO_NODE, SLOTS};
 use crate::settings::{Mode, Settings};
 
@@ -24,6 +25,7 @@ pub struct Watcher {
     /// Replicas of the Cluster as it was last: they know who its primaries are, too.
     replicas: Vec<String>,
     failed: HashMap<String, Instant>,
+    pub(super) heir: Option<Heir>,
     /// How connections are encrypted, where they are.
     pub(crate) tls: Option<Arc<tls::Client>>,
 }
@@ -49,6 +51,7 @@ impl Watcher {
             registry: Registry::default(),
             replicas: Vec::new(),
             failed: HashMap::new(),
+            heir: None,
             tls: None,
         }
     }

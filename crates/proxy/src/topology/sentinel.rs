@@ -7,9 +7,11 @@
 //!
 //! The Sentinel that leads a failover says which replica it promotes (the flag `promoted`), and names it as the
 //! primary once it has seen it be one, up to a second later: it asks once a second. The proxy asks that replica
-//! itself, and goes by its answer as the Sentinel will.
+//! itself, and goes by its answer as the Sentinel will. Should that Sentinel be silent before it has told the
+//! others, the replica is kept to for a while: those others still name the old primary, and writes must not go
+//! to and fro.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use keyheat_net::tls;
 use keyheat_resp::reply::Value;
@@ -21,6 +23,18 @@ use crate::settings::UpstreamSettings;
 
 /// Who answers later than this is left out: a Sentinel or a primary that hangs must not hold up a failover.
 const ANSWER_MAX: Duration = Duration::from_millis(250);
+
+/// How long a promoted replica is kept to that no Sentinel speaks of.
+const KEPT_FOR: Duration = Duration::from_secs(10);
+
+/// A replica that has become the primary, before its Sentinels say so.
+#[derive(Debug)]
+pub(super) struct Heir {
+    name: String,
+    /// The configuration that it was promoted from.
+    epoch: u64,
+    since: Instant,
+}
 
 /// What one Sentinel says.
 #[derive(Debug, Clone)]
@@ -60,8 +74,18 @@ impl Watcher {
         };
         let words = said.iter().filter_map(|(_, word)| word.as_ref().ok());
         let leading = words.filter(|word| word.epoch == newest.epoch);
-        for heir in leading.filter_map(|word| word.promoted.as_deref()) {
-            if let Ok(found) = self.look_at_primary(heir, &newest) {
+        let mut heirs: Vec<String> = leading.filter_map(|word| word.promoted.clone()).collect();
+        let kept = self.heir.take().filter(|heir| {
+            heir.epoch >= newest.epoch && heir.since.elapsed() < KEPT_FOR && heirs.is_empty()
+        });
+        heirs.extend(kept.as_ref().map(|heir| heir.name.clone()));
+        for name in heirs {
+            if let Ok(found) = self.look_at_primary(&name, &newest) {
+                self.heir = kept.or(Some(Heir {
+                    name,
+                    epoch: newest.epoch,
+                    since: Instant::now(),
+                }));
                 return Ok(found);
             }
         }

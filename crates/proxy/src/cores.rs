@@ -20,11 +20,6 @@ fn shards_on(allowed: usize, usable: usize) -> usize {
     (allowed - 1).max(1)
 }
 
-/// Whether so many shards leave no core to anybody else.
-pub(crate) fn are_taken_by(shards: usize) -> bool {
-    shards > 1 && shards >= allowed()
-}
-
 /// Cores that threads may run on all at the same time, a quota considered.
 fn usable() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)

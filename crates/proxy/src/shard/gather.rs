@@ -4,14 +4,14 @@
 ///
 /// With fewer cores than busy threads, clients and servers are waiting for this core while the shard
 /// sends their requests one by one. Letting them run first makes few large writes of many small
-/// ones, and a third less work in all. It costs latency: the system puts who lets others run behind
-/// them for a while. So it is done only where shards have every core, which is not the default
-/// (`crate::cores`), and there the shard learns from what a second look brings: where that is little
-/// it only tries now and then.
+/// ones (`make bench`, row "forwarded"). With cores to spare nothing more comes meanwhile, and the
+/// two system calls are wasted; so the shard learns from what a second look brings, and where that is
+/// little it only tries now and then.
+///
+/// Who lets others run is put behind them by the system for a while. That costs latency where shards
+/// have every core and are busy half of the time, so by default they have not (`crate::cores`).
 #[derive(Default)]
 pub(super) struct Gather {
-    /// Shards have every core.
-    is_crowded: bool,
     /// Events that a second look brings, averaged over the last few.
     gain: f32,
     turn: u32,
@@ -21,17 +21,7 @@ impl Gather {
     const TRY_EVERY: u32 = 32;
     const LEAST_GAIN: f32 = 1.0;
 
-    pub(super) fn new(is_crowded: bool) -> Self {
-        Self {
-            is_crowded,
-            ..Self::default()
-        }
-    }
-
     pub(super) fn is_worth_it(&mut self) -> bool {
-        if !self.is_crowded {
-            return false;
-        }
         self.turn = self.turn.wrapping_add(1);
         self.gain >= Self::LEAST_GAIN || self.turn % Self::TRY_EVERY == 0
     }

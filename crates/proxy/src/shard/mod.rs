@@ -96,7 +96,6 @@ use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
 use crate::control::ToControl;
-use crate::cores;
 use crate::hotview::{CopiedKey, HotView};
 use crate::node_stats::Reports;
 use crate::notice::Notice;
@@ -454,7 +453,7 @@ impl Shard {
             jobs: Slab::new(),
             rescan: RequestParser::new(keyheat_resp::Limits::default()),
             scratch: vec![0; READ_BYTES],
-            gather: Gather::new(cores::are_taken_by(shards)),
+            gather: Gather::default(),
             taken: Taken {
                 kind: Kind::Other,
                 way: Way::Proxy,

@@ -10,20 +10,9 @@ import pytest
 from keyheat.server.cluster import EmbeddedCluster
 from keyheat.server.embedded import EmbeddedServer
 from tests.proxy.test_differential import Command, Wire, ask, command
+from tests.proxy.test_sessions import ready, say, words
 
 Eventually = Callable[..., Any]
-
-
-def words(text: str) -> Command:
-    """A command of words without spaces."""
-    return command(*text.split())
-
-
-def say(wire: Wire, *commands: str | Command) -> list[bytes]:
-    """Send all at once, and read as many replies."""
-    batch = [words(each) if isinstance(each, str) else each for each in commands]
-    wire.send(batch)
-    return [wire.reply() for _ in batch]
 
 
 @pytest.fixture
@@ -37,12 +26,6 @@ def wires() -> Iterator[Callable[..., Wire]]:
 def proxy(valkey: str, proxy_factory: Any, eventually: Eventually) -> Any:
     """A proxy before the shared server."""
     return ready(proxy_factory(valkey), eventually)
-
-
-def ready(proxy: Any, eventually: Eventually) -> Any:
-    """The proxy, once it knows its upstream."""
-    eventually(lambda: ask(proxy.listen, "EXISTS", "x").startswith(b":"))
-    return proxy
 
 
 def until(wire: Wire, batch: list[Command], end: bytes = b"$-1\r\n") -> bytes:

@@ -137,13 +137,12 @@ impl Shard {
             self.stats.hot_reads_upstream.add(1);
             return None;
         };
-        let identity = self.hasher.hash(request.frame) ^ variant(protocol, db);
-        if self.join(id, identity, request.frame, protocol, db) {
+        if self.join(id, request.frame) {
             return Some(Flow::Next);
         }
         let fields = (command.cacheable == Cacheable::HashFields && has_field_expiry)
             .then(|| field_times(request, command));
-        if self.begin_fill(id, request, keys, node, identity, fields) {
+        if self.begin_fill(id, request, keys, node, fields) {
             return Some(Flow::Next);
         }
         if is_lapsed {
@@ -154,14 +153,12 @@ impl Shard {
     }
 
     /// Joins a fill that is under way, if its answer is fresh enough for a caller who asks now.
-    fn join(
-        &mut self,
-        id: ClientId,
-        identity: u64,
-        frame: &[u8],
-        protocol: Protocol,
-        db: u32,
-    ) -> bool {
+    pub(super) fn join(&mut self, id: ClientId, frame: &[u8]) -> bool {
+        let Some(client) = self.clients.get(id.index as usize) else {
+            return false;
+        };
+        let (protocol, db) = (client.protocol, client.db);
+        let identity = self.identity(frame, protocol, db);
         let Some(&number) = self.fill_of.get(&identity) else {
             return false;
         };
@@ -205,7 +202,6 @@ impl Shard {
         request: &Request<'_>,
         keys: &Keys,
         node: u32,
-        identity: u64,
         fields: Option<Vec<u8>>,
     ) -> bool {
         let source = Self::source(node);
@@ -224,33 +220,11 @@ impl Shard {
         let Some(token) = self.cache.begin(source, key, keys.hash) else {
             return false;
         };
-        let Some(client) = self.clients.get_mut(id.index as usize) else {
+        let is_registered = self.cache.is_registered(&token);
+        let guard = Guard::Cached(token);
+        let Some(number) = self.open_fill(id, request, keys, node, fields, guard) else {
             return false;
         };
-        let (protocol, db) = (client.protocol, client.db);
-        let seq = client.open_slot(0);
-        client.note_fill(seq);
-        self.next_fill += 1;
-        let number = self.next_fill;
-        let is_registered = self.cache.is_registered(&token);
-        let fill = Fill {
-            node,
-            key: key.into(),
-            key_hash: keys.hash,
-            frame: request.frame.into(),
-            identity,
-            protocol,
-            db,
-            fields: fields.map(Vec::into_boxed_slice),
-            guard: Guard::Cached(token),
-            waiters: vec![Ticket { client: id, seq }],
-            read_sent_at: None,
-            value: None,
-            ttl: None,
-            has_stable_fields: None,
-        };
-        self.fills.insert(number, fill);
-        self.fill_of.insert(identity, number);
         self.stats.fills.add(1);
         if is_registered {
             self.read_for_fill(number);
@@ -260,60 +234,38 @@ impl Shard {
         true
     }
 
-    /// Joins a read of a hot key that is under way. `None`: there is none that it may have a part in.
-    pub(super) fn join_shared(
-        &mut self,
-        id: ClientId,
-        request: &Request<'_>,
-        command: &'static Command,
-        keys: &Keys,
-        node: u32,
-    ) -> Option<Flow> {
-        if !self.may_share(id, request, command, keys, node) {
-            return None;
-        }
-        let client = self.clients.get(id.index as usize)?;
-        let (protocol, db) = (client.protocol, client.db);
-        let identity = self.hasher.hash(request.frame) ^ variant(protocol, db);
-        self.join(id, identity, request.frame, protocol, db)
-            .then_some(Flow::Next)
+    /// What requests have in common that get the same answer.
+    fn identity(&self, frame: &[u8], protocol: Protocol, db: u32) -> u64 {
+        self.hasher.hash(frame) ^ variant(protocol, db)
     }
 
-    /// Sends a read of a hot key that others may join. `None`: it goes like any other.
-    pub(super) fn lead_shared(
+    /// A fill for which its first caller waits; returns its number.
+    fn open_fill(
         &mut self,
         id: ClientId,
         request: &Request<'_>,
-        command: &'static Command,
         keys: &Keys,
         node: u32,
-    ) -> Option<Flow> {
-        if !self.may_share(id, request, command, keys, node) {
-            return None;
-        }
+        fields: Option<Vec<u8>>,
+        guard: Guard,
+    ) -> Option<u64> {
         let client = self.clients.get(id.index as usize)?;
-        let (protocol, db) = (client.protocol, client.db);
-        let opened = self.shared(node, protocol, db);
-        if !opened.is_ok_and(|index| !self.is_at_gate(node, index)) {
-            // What is to be done where a node is crowded, or left alone, is not for a fill to know.
-            return None;
-        }
+        let identity = self.identity(request.frame, client.protocol, client.db);
         let client = self.clients.get_mut(id.index as usize)?;
         let seq = client.open_slot(0);
         client.note_fill(seq);
         self.next_fill += 1;
         let number = self.next_fill;
-        let identity = self.hasher.hash(request.frame) ^ variant(protocol, db);
         let fill = Fill {
             node,
             key: request.arg(keys.first).into(),
             key_hash: keys.hash,
             frame: request.frame.into(),
             identity,
-            protocol,
-            db,
-            fields: None,
-            guard: Guard::Shared(self.epochs.stamp(keys.hash)),
+            protocol: client.protocol,
+            db: client.db,
+            fields: fields.map(Vec::into_boxed_slice),
+            guard,
             waiters: vec![Ticket { client: id, seq }],
             read_sent_at: None,
             value: None,
@@ -322,12 +274,33 @@ impl Shard {
         };
         self.fills.insert(number, fill);
         self.fill_of.insert(identity, number);
+        Some(number)
+    }
+
+    /// Sends a read of a hot key that others may join, which `may_share` has allowed. `None`: it goes like any
+    /// other.
+    pub(super) fn lead_shared(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        keys: &Keys,
+        node: u32,
+    ) -> Option<Flow> {
+        let client = self.clients.get(id.index as usize)?;
+        let (protocol, db) = (client.protocol, client.db);
+        let opened = self.shared(node, protocol, db);
+        if !opened.is_ok_and(|index| !self.is_at_gate(node, index)) {
+            // What is to be done where a node is crowded, or left alone, is not for a fill to know.
+            return None;
+        }
+        let guard = Guard::Shared(self.epochs.stamp(keys.hash));
+        let number = self.open_fill(id, request, keys, node, None, guard)?;
         self.read_for_fill(number);
         Some(Flow::Next)
     }
 
     /// Whether several callers may have one answer: as old as it gets, it is younger than the bound.
-    fn may_share(
+    pub(super) fn may_share(
         &mut self,
         id: ClientId,
         request: &Request<'_>,

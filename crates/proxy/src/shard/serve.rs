@@ -554,11 +554,12 @@ impl Shard {
                 return flow;
             }
         }
-        let is_shared = keys.count == 1 && !is_write && self.hot.coalesces(keys.hash);
-        if is_shared {
-            if let Some(flow) = self.join_shared(id, request, command, &keys, node) {
-                return flow;
-            }
+        let is_shared = keys.count == 1
+            && !is_write
+            && self.hot.coalesces(keys.hash)
+            && self.may_share(id, request, command, &keys, node);
+        if is_shared && self.join(id, request.frame) {
+            return Flow::Next;
         }
         if self.has_limits && !is_write && keys.count == 1 {
             if let Some(flow) = self.limit_read(id, request, &keys, node) {
@@ -576,7 +577,7 @@ impl Shard {
             }
         }
         if is_shared {
-            if let Some(flow) = self.lead_shared(id, request, command, &keys, node) {
+            if let Some(flow) = self.lead_shared(id, request, &keys, node) {
                 return flow;
             }
         }

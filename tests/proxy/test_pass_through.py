@@ -95,10 +95,10 @@ def test_a_server_that_wants_a_password_gets_one(proxy: Any, server: EmbeddedSer
     for line in ("GET a", "PING", "HELLO 3", "HELLO 2", "SUBSCRIBE c", "AUTH wrong", "AUTH plum", "GET a"):
         assert say(wire, line) == say(direct, line), line
     assert say(wires(proxy.listen), "HELLO 3 AUTH default plum", "GET a")[1] == b"$1\r\n1\r\n"
-    # A stranger may not send much.
+    # A stranger may not send much: refused by what it says it will send.
     stranger = wires(proxy.listen)
     say(stranger, "PING")
-    stranger.send([command("SET", "k", b"x" * (1 << 20))])
+    stranger.socket.sendall(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$%d\r\n" % (1 << 20))
     assert b"Protocol error" in stranger.reply()
 
 

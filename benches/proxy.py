@@ -27,8 +27,8 @@ from keyheat.server.rundir import RunDir
 from proxy_bench import install, report
 from proxy_bench.install import Program
 from proxy_bench.measure import Bench, Patience, Sample, WrongWorkError
-from proxy_bench.peers import KEYHEAT, STARTERS, Peer, PeerError, start_bare, start_keyheat
-from proxy_bench.plan import BARE, ORDER, REQUESTS, TARGETS, Case, size_name
+from proxy_bench.peers import KEYHEAT, STARTERS, Peer, PeerError, start_bare, start_forwarder, start_keyheat
+from proxy_bench.plan import BARE, FORWARDER, ORDER, REQUESTS, TARGETS, Case, size_name
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "benches" / "results"
@@ -141,7 +141,10 @@ def _start_peers(
     """The proxies that can be had; what does not start is named in `missing`."""
     folder = stack.enter_context(RunDir()).path
     peers: dict[str, Peer] = {}
-    makers: dict[str, Callable[[], Peer]] = {BARE: lambda: start_bare(ROOT / "target", folder)}
+    makers: dict[str, Callable[[], Peer]] = {
+        BARE: lambda: start_bare(ROOT / "target", folder),
+        FORWARDER: lambda: start_forwarder(ROOT / "target", server.port, folder),
+    }
     for name, (program, start) in STARTERS.items():
         if program in programs:
             makers[name] = partial(start, programs[program], server.port, folder)

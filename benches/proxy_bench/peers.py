@@ -20,7 +20,7 @@ from keyheat.server.embedded import HOST, free_ports
 from proxy_bench.compiled import compile_c
 from proxy_bench.install import Program
 from proxy_bench.launch import launch_keyheat
-from proxy_bench.plan import BARE
+from proxy_bench.plan import BARE, FORWARDER
 
 _START_TIMEOUT_S: Final = 20.0
 _POLL_S: Final = 0.02
@@ -161,26 +161,17 @@ def start_envoy(program: Program, server_port: int, folder: Path) -> Peer:
 
 def start_bare(target: Path, folder: Path) -> Peer:
     """The bare server of `bare.c`, compiled here."""
-    port, log = free_ports(1)[0], folder / "bare.log"
-    try:
-        program = compile_c("bare", target)
-    except OSError as error:
-        raise PeerError(str(error)) from error
-    with log.open("wb") as out:
-        process = child.spawn([str(program), str(port)], cwd=str(folder), log=out)
-    return _answering(Peer(BARE, port, process), log)
+    return _start_compiled(BARE, "bare", [], target, folder)
+
+
+def start_forwarder(target: Path, server_port: int, folder: Path) -> Peer:
+    """The bare forwarder of `forwarder.c`, compiled here."""
+    return _start_compiled(FORWARDER, "forwarder", [server_port], target, folder)
 
 
 def start_relay(target: Path, server_port: int, folder: Path) -> Peer:
     """The relay of `relay.c`, compiled here."""
-    port, log = free_ports(1)[0], folder / "relay.log"
-    try:
-        program = compile_c("relay", target)
-    except OSError as error:
-        raise PeerError(str(error)) from error
-    with log.open("wb") as out:
-        process = child.spawn([str(program), str(port), str(server_port)], cwd=str(folder), log=out)
-    return _answering(Peer("relay", port, process), log)
+    return _start_compiled("relay", "relay", [server_port], target, folder)
 
 
 STARTERS: Final[dict[str, tuple[str, Callable[[Program, int, Path], Peer]]]] = {
@@ -199,6 +190,17 @@ def _start(
     log = folder / f"{name}.log"
     with log.open("wb") as out:
         process = child.spawn(command(str(path)), cwd=str(folder), log=out)
+    return _answering(Peer(name, port, process), log)
+
+
+def _start_compiled(name: str, source: str, words: list[int], target: Path, folder: Path) -> Peer:
+    port, log = free_ports(1)[0], folder / f"{source}.log"
+    try:
+        program = compile_c(source, target)
+    except OSError as error:
+        raise PeerError(str(error)) from error
+    with log.open("wb") as out:
+        process = child.spawn([str(program), str(port), *map(str, words)], cwd=str(folder), log=out)
     return _answering(Peer(name, port, process), log)
 
 

@@ -11,6 +11,8 @@ LOCAL_SHARE_MIN: Final = 0.99
 
 # A server in C that does nothing but answer: what the others are above it.
 BARE: Final = "bare epoll server"
+# A proxy in C that does nothing but forward.
+FORWARDER: Final = "bare forwarder"
 
 # Neighbours in these lists are measured one right after the other (the order turns round every
 # round), so what is put into one ratio stands side by side.
@@ -28,9 +30,10 @@ ORDER: Final[dict[str, list[str]]] = {
     "uniform": [
         "server",
         "haproxy",
-        "envoy",
         "twemproxy",
+        "envoy",
         "keyheat",
+        FORWARDER,
         "keyheat, counting off",
         "keyheat, all cores",
     ],
@@ -104,6 +107,10 @@ TARGETS: Final = [
     Target("forwarded GET / twemproxy", "uniform", "keyheat", "twemproxy", 16, 0.8, 16_384),
     Target("forwarded GET / Envoy", "uniform", "keyheat", "envoy", 1, 0.5),
     Target("forwarded GET / Envoy", "uniform", "keyheat", "envoy", 16, 0.5),
+    # No target: what is left to gain.
+    Target("forwarded GET / bare forwarder", "uniform", "keyheat", FORWARDER, 1, None),
+    Target("forwarded GET / bare forwarder", "uniform", "keyheat", FORWARDER, 16, None),
+    Target("bare forwarder / Envoy", "uniform", FORWARDER, "envoy", 1, None),
     Target("counting on / off, forwarded", "uniform", "keyheat", "keyheat, counting off", 1, 1.05),
     Target("counting on / off, forwarded", "uniform", "keyheat", "keyheat, counting off", 16, 1.05),
     # No target: what shards on every core cost.

@@ -27,7 +27,7 @@
 //! - `replies`: replies in
 //! - `jobs`: requests split over nodes
 //! - `fill`: the local cache; `tracking`: invalidations and heartbeats
-//! - `replicas`: reads from replicas; `copies`: reads from copies, and writes that void them
+//! - `replicas`: reads from replicas (`replication`: how far they are); `copies`: reads from copies, and writes that void them
 //! - `expiry`: a longer expiry for keys of business entities
 //! - `key_limits`: reads of one hot key, limited by its rule
 //! - `stale`: what is answered while a node cannot
@@ -61,6 +61,7 @@ mod node_report;
 mod own;
 mod redirect;
 mod replicas;
+mod replication;
 mod replies;
 mod serve;
 mod session;
@@ -207,7 +208,7 @@ struct NodeState {
     /// Protocol, database, user; and the connection.
     shared: Vec<(Protocol, u32, u32, u32)>,
     readers: Vec<(Protocol, u32, u32, u32)>,
-    replication: replicas::Replication,
+    replication: replication::Replication,
     /// When it ceased to be a primary.
     demoted_at: Option<Nanos>,
     idle: Vec<u32>,

@@ -1,13 +1,6 @@
 //! Reads from replicas: which replica is fit, and what happens when it turns out not to be.
 //!
-//! What it is: every [`TICK`](super::TICK) each shard asks `INFO replication` of each primary and then, on the
-//! connections that the reads use, of each of its replicas. A primary's answer is kept with the time at which
-//! it was asked for: all that was answered before that time is within its offset. Once a replica with the
-//! same replication id has reached that offset, it holds all that. So for each replica there is a time,
-//! `fresh_at`, and the claim: *what it answers from now on contains every write that its primary had answered
-//! before `fresh_at`*. It rests on no clock but ours and on no silence.
-//!
-//! A replica is *fit* for a read while `fresh_at` is within the bound on lag, judged at the instant at which
+//! A replica is *fit* for a read while `fresh_at` (see `replication`) is within the bound on lag, judged at the instant at which
 //! the read is sent, and not before the last write that the read must see (`own_writes`). One that is down,
 //! is loading or has lost its primary is not fit, because nothing new is learnt of it. Among the fit ones it is
 //! drawn, with weights by latency, requests on their way and lag; none is left without any, or its latency
@@ -16,37 +9,29 @@
 //! What is not fit after all (its connection is lost, it answers `LOADING`, `BUSY` or `MOVED`) costs no error: the
 //! read is sent to the primary. Reads only ever come here, so nothing is done twice.
 //!
-//! Cost: one `INFO` per node, shard and tick. A read that found no fit replica because of a write just before
+//! Cost: a read that found no fit replica because of a write just before
 //! has them asked at once, at most every [`HURRY`]; it goes to the primary itself. Departure from the usual
 //! way (`ROLE` behind each write and in front of each read): nobody pays for what is not read.
 
-use std::collections::VecDeque;
-
 use keyheat_core::Nanos;
 use keyheat_resp::command::Command;
-use keyheat_resp::reply::{has_null, is_absent, parse, Value};
-use keyheat_resp::{encode, slot, Limits, Protocol};
+use keyheat_resp::reply::{has_null, is_absent};
+use keyheat_resp::{encode, slot, Protocol};
 
 use super::client::{ClientId, Ticket};
 use super::serve::{Flow, Keys, Request};
-use super::upstream::{Owner, Pending, Role, Upstream};
-use super::users::SERVICE;
+use super::upstream::{Owner, Pending, Role};
 use super::{count, Shard};
 use crate::requests::Way;
 use crate::settings::{ReadFrom, ReadYourWrites};
 use keyheat_net::clock::MS;
 
-/// Offsets of a primary that are remembered: of the last few seconds.
-const SAMPLES: usize = 64;
 /// Least time between two looks at one primary.
 const HURRY: Nanos = 5 * MS;
 /// The same where every read has to wait for it.
 const HURRY_GLOBAL: Nanos = MS;
 /// A read waits so long for a replica; then it goes to the primary.
 const WAIT_MAX: Nanos = 50 * MS;
-/// A replica that answers nothing for so long is left: the bound on lag, within these.
-const PATIENCE_MIN: Nanos = 250 * MS;
-const PATIENCE_MAX: Nanos = 1_000 * MS;
 /// How long a user whom a replica does not know is not tried there.
 const REFUSED_FOR: Nanos = 10_000 * MS;
 /// After replica reads are switched on: by then every shard notes what is written.
@@ -55,26 +40,6 @@ const SETTLE: Nanos = 1_000 * MS;
 const LATENCY_MIN: Nanos = 50_000;
 /// Replicas of one primary that are considered.
 const CANDIDATES: usize = 16;
-
-/// What is known of a node's replication.
-#[derive(Default)]
-pub(super) struct Replication {
-    /// As a primary: where it was, and when that was asked.
-    samples: VecDeque<Sample>,
-    /// As a primary: which replicas it has, as a hash.
-    its_replicas: u64,
-    /// What it said of itself last.
-    was_primary: Option<bool>,
-    /// As a replica: it holds all that was answered before this; 0 if nothing is known.
-    pub fresh_at: Nanos,
-    asked_at: Nanos,
-    is_asking: bool,
-    /// How long reads there take, smoothed.
-    latency: Nanos,
-    /// Users whom the node does not know, and until when that is believed.
-    refused: Vec<(u32, Nanos)>,
-    was_fit: bool,
-}
 
 /// How a reply is wanted, from which database, and with whose rights.
 type Wanted = (Protocol, u32, u32);
@@ -92,36 +57,6 @@ impl WaitingRead {
     pub fn held(&self) -> usize {
         self.frame.len()
     }
-}
-
-#[derive(Clone, Copy)]
-struct Sample {
-    asked_at: Nanos,
-    at: Position,
-}
-
-/// A place in the history of a primary.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Position {
-    history: u64,
-    offset: u64,
-}
-
-impl Position {
-    /// Whether who has come to `other` has all that was written up to here.
-    fn is_in(self, other: Self) -> bool {
-        self.history == other.history && self.offset <= other.offset
-    }
-}
-
-/// What a node says of its replication.
-#[derive(Debug, PartialEq, Eq)]
-struct Report {
-    is_primary: bool,
-    is_linked: bool,
-    at: Position,
-    /// Which replicas it has and in which state, as a hash.
-    its_replicas: u64,
 }
 
 impl Shard {
@@ -142,8 +77,7 @@ impl Shard {
         if is_wanted && !self.asks_replicas {
             // Writes were not noted meanwhile: what is not learnt from now on proves nothing.
             for state in &mut self.nodes {
-                state.replication.fresh_at = 0;
-                state.replication.samples.clear();
+                state.replication.prove_anew();
             }
             // The other shards are told at about the same time, and note writes from then on.
             self.asks_since = self.now + SETTLE;
@@ -352,7 +286,7 @@ impl Shard {
         found.or(fit.last()).map(|(node, _)| *node)
     }
 
-    fn is_fit(&self, node: u32, needed: Nanos) -> bool {
+    pub(super) fn is_fit(&self, node: u32, needed: Nanos) -> bool {
         let state = &self.nodes[node as usize];
         let fresh_at = state.replication.fresh_at;
         let bound = self.settings.replica_lag_max_ms * MS;
@@ -459,185 +393,6 @@ impl Shard {
             *latency - *latency / 8 + took / 8
         };
     }
-
-    /// Asks primaries and replicas how far they are.
-    pub(super) fn look_at_replicas(&mut self) {
-        if !self.asks_replicas {
-            return;
-        }
-        let Some(topology) = self.topology.clone() else {
-            return;
-        };
-        for &primary in &topology.primaries {
-            let replicas = topology.replicas_of(primary);
-            let (protocol, db) = self.usual();
-            let opened = self.shared(primary, protocol, db);
-            self.ask_replication(primary, opened);
-            for &replica in replicas {
-                // Connected before the first read wants it.
-                let _ = self.reader(replica, primary, (protocol, db, SERVICE));
-                self.tell_fitness(replica);
-            }
-        }
-    }
-
-    /// A read must see a write that no replica is known to have.
-    fn hurry(&mut self, primary: u32, at_most_every: Nanos) {
-        let asked_at = self.nodes[primary as usize].replication.asked_at;
-        if self.now >= asked_at + at_most_every {
-            let (protocol, db) = self.usual();
-            let opened = self.shared(primary, protocol, db);
-            self.ask_replication(primary, opened);
-        }
-    }
-
-    fn ask_replicas(&mut self, primary: u32) {
-        let Some(topology) = self.topology.clone() else {
-            return;
-        };
-        let (protocol, db) = self.usual();
-        for &replica in topology.replicas_of(primary) {
-            let opened = self.reader(replica, primary, (protocol, db, SERVICE));
-            self.ask_replication(replica, opened);
-        }
-    }
-
-    /// How most clients will want their connection: what is asked goes on one that is there anyway.
-    pub(super) fn usual(&self) -> (Protocol, u32) {
-        let has_resp3 = self.topology.as_ref().is_some_and(|t| t.server.has_resp3);
-        let protocol = if has_resp3 {
-            Protocol::Resp3
-        } else {
-            Protocol::Resp2
-        };
-        (protocol, self.settings.upstream.db)
-    }
-
-    fn ask_replication(&mut self, node: u32, opened: Result<u32, String>) {
-        let replication = &mut self.nodes[node as usize].replication;
-        let Ok(index) = opened else {
-            return;
-        };
-        if replication.is_asking {
-            return;
-        }
-        replication.is_asking = true;
-        replication.asked_at = self.now;
-        let up = &mut self.upstreams[index as usize];
-        up.ask(&[b"INFO", b"replication"], Owner::Replication, self.now);
-        self.mark_upstream(index);
-    }
-
-    pub(super) fn on_replication(&mut self, node: u32, sent_at: Nanos, frame: &[u8]) {
-        self.nodes[node as usize].replication.is_asking = false;
-        if sent_at < self.asks_since {
-            return; // asked before writes were noted
-        }
-        let Some(report) = report(frame) else {
-            return;
-        };
-        let primary = self.topology.as_ref().and_then(|t| t.primary_of(node));
-        match (primary, report.is_primary) {
-            (None, true) => {
-                let replication = &mut self.nodes[node as usize].replication;
-                if replication.samples.len() == SAMPLES {
-                    replication.samples.pop_front();
-                }
-                replication.samples.push_back(Sample {
-                    asked_at: sent_at,
-                    at: report.at,
-                });
-                let is_other = replication.its_replicas != report.its_replicas;
-                replication.its_replicas = report.its_replicas;
-                if is_other {
-                    self.want_look();
-                }
-                self.ask_replicas(node);
-            }
-            (Some(primary), false) if report.is_linked => {
-                let samples = &self.nodes[primary as usize].replication.samples;
-                let reached = samples
-                    .iter()
-                    .rev()
-                    .find(|sample| sample.at.is_in(report.at));
-                let fresh_at = reached.map_or(0, |sample| sample.asked_at);
-                let replication = &mut self.nodes[node as usize].replication;
-                replication.fresh_at = replication.fresh_at.max(fresh_at);
-                self.serve_waiting_reads();
-            }
-            (Some(_), false) => {}
-            // It is not what it is taken for: told once, or a lone replica would be looked at for ever.
-            (_, is_primary) => {
-                let replication = &mut self.nodes[node as usize].replication;
-                if replication.was_primary.replace(is_primary) != Some(is_primary) {
-                    self.want_look();
-                }
-                return;
-            }
-        }
-        self.nodes[node as usize].replication.was_primary = Some(report.is_primary);
-    }
-
-    /// What a node was asked of its replication will not be answered.
-    pub(super) fn forget_question(&mut self, node: u32) {
-        self.nodes[node as usize].replication.is_asking = false;
-    }
-
-    /// Whether a replica has not answered for so long that what it was asked is better asked elsewhere.
-    pub(super) fn is_mute(&self, up: &Upstream) -> bool {
-        let patience = match self.settings.replica_lag_max_ms {
-            0 => PATIENCE_MAX,
-            bound => (bound * MS).clamp(PATIENCE_MIN, PATIENCE_MAX),
-        };
-        let oldest = up.pending.front().map_or(self.now, |p| p.sent_at);
-        let silent_since = oldest.max(up.heard_at);
-        up.role == Role::Reader && self.now.saturating_sub(silent_since) > patience
-    }
-
-    /// Nothing that was known of a replica holds for what answers at its address next.
-    pub(super) fn forget_replica(&mut self, node: u32) {
-        self.nodes[node as usize].replication.fresh_at = 0;
-    }
-
-    /// Says, once for all shards, that a replica is read from, or no longer.
-    fn tell_fitness(&mut self, node: u32) {
-        let is_fit = self.is_fit(node, 0);
-        let replication = &mut self.nodes[node as usize].replication;
-        if std::mem::replace(&mut replication.was_fit, is_fit) == is_fit || self.index != 0 {
-            return;
-        }
-        let lag_ms = self
-            .now
-            .saturating_sub(self.nodes[node as usize].replication.fresh_at)
-            / MS;
-        let replica = self.node_name(node);
-        if is_fit {
-            tracing::info!(replica, lag_ms, "reads may go to a replica");
-        } else {
-            tracing::warn!(
-                replica,
-                "a replica is not read from: it is down, loading, or too far behind"
-            );
-        }
-    }
-
-    /// Replicas that are none any more are left; what they were asked goes to the primary.
-    pub(super) fn leave_replicas(&mut self) {
-        let Some(topology) = &self.topology else {
-            return;
-        };
-        let left: Vec<u32> = self
-            .upstreams
-            .iter()
-            .filter(|(_, up)| {
-                up.role == Role::Reader && topology.primary_of(up.node) != Some(up.primary)
-            })
-            .map(|(index, _)| index as u32)
-            .collect();
-        for index in left {
-            self.close_upstream(index, "it is no longer a replica of the node it was");
-        }
-    }
 }
 
 /// Whether a replica's error says that it cannot answer now, which the primary may.
@@ -668,52 +423,9 @@ fn lacks_something(pending: &Pending, frame: &[u8]) -> bool {
     }
 }
 
-/// Reads a reply to `INFO replication`.
-fn report(frame: &[u8]) -> Option<Report> {
-    let text = match parse(frame, &Limits::default()) {
-        Ok(Some((Value::Bulk(text) | Value::Verbatim { text, .. }, _))) => text,
-        _ => return None,
-    };
-    let text = std::str::from_utf8(&text).ok()?;
-    let field = |name: &str| {
-        text.lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-            .map(str::trim_end)
-    };
-    let is_primary = field("role")? == "master";
-    let offset = if is_primary {
-        field("master_repl_offset")
-    } else {
-        field("slave_repl_offset")
-    };
-    let hasher = keyheat_core::hash::KeyHasher::new(0);
-    let id = field("master_replid")?;
-    // `slave0:ip=…,port=…,state=…,offset=…,lag=…`, of which the first three say who there is.
-    let its_replicas = text
-        .lines()
-        .filter(|line| line.starts_with("slave") && line.contains(":ip="))
-        .filter_map(|line| line.split_once(",offset="))
-        .fold(0, |all, (who, _)| all ^ hasher.hash(who.as_bytes()));
-    Some(Report {
-        its_replicas,
-        is_primary,
-        is_linked: field("master_link_status") == Some("up"),
-        at: Position {
-            history: hasher.hash(id.as_bytes()),
-            offset: offset?.parse().ok()?,
-        },
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn bulk(text: &str) -> Vec<u8> {
-        let mut out = Vec::new();
-        encode::bulk(&mut out, text.as_bytes());
-        out
-    }
 
     #[test]
     fn an_answer_that_an_absent_key_gives_is_told() {
@@ -734,23 +446,5 @@ mod tests {
         }
         pending.flags = Pending::MANY_KEYS;
         assert!(lacks_something(&pending, some));
-    }
-
-    #[test]
-    fn what_a_node_says_of_its_replication_is_read() {
-        let primary = bulk(
-            "# Replication\r\nrole:master\r\nconnected_slaves:1\r\nmaster_replid:abc\r\n\
-             master_repl_offset:120\r\n",
-        );
-        let replica = bulk(
-            "# Replication\r\nrole:slave\r\nmaster_link_status:up\r\nslave_read_repl_offset:110\r\n\
-             slave_repl_offset:100\r\nmaster_replid:abc\r\nmaster_repl_offset:100\r\n",
-        );
-        let (primary, replica) = (report(&primary).unwrap(), report(&replica).unwrap());
-        assert!(primary.is_primary && !replica.is_primary && replica.is_linked);
-        assert_eq!((primary.at.offset, replica.at.offset), (120, 100));
-        assert_eq!(primary.at.history, replica.at.history);
-        assert_eq!(report(b"-NOPERM no\r\n"), None);
-        assert_eq!(report(&bulk("role:master\r\n")), None);
     }
 }

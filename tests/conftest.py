@@ -121,9 +121,12 @@ def proxy_factory() -> Iterator[ProxyFactory]:
 
 @pytest.fixture
 def eventually() -> Callable[..., Any]:
-    """Poll until something is so: `eventually(lambda: …)` returns its first truthy value."""
+    """Poll until something is so: `eventually(lambda: …)` returns its first truthy value.
 
-    def poll(what: Callable[[], Any], timeout_s: float = 10.0, every_s: float = 0.01) -> Any:
+    A busy machine gets its time: a test that passes never waits for the deadline.
+    """
+
+    def poll(what: Callable[[], Any], timeout_s: float = 30.0, every_s: float = 0.01) -> Any:
         deadline = time.monotonic() + timeout_s
         while not (value := what()):
             assert time.monotonic() < deadline, f"not so within {timeout_s:g} s"

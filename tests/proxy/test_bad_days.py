@@ -371,7 +371,9 @@ def test_sigterm_under_load_ends_keyheat_up_in_good_order(
     own_server: EmbeddedServer, start_keyheat: Any, eventually: Eventually
 ) -> None:
     [port] = free_ports(1)
-    process = start_keyheat("up", "--upstream", own_server.url, "--listen", f"127.0.0.1:{port}")
+    process = start_keyheat(
+        "up", "--upstream", own_server.url, "--listen", f"127.0.0.1:{port}", "--http", "none"
+    )
 
     def answers() -> bool:
         try:

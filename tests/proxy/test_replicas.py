@@ -96,6 +96,31 @@ def test_reads_are_spread_over_replicas_and_writes_go_to_the_primary(
         assert sum(taken) == 400
 
 
+def test_a_replica_that_was_slow_for_a_moment_gets_its_share_again(
+    trio: Trio, splitting: Any, eventually: Any
+) -> None:
+    proxy = splitting(trio.primary.url, shards=1)
+    with connect(proxy) as client:
+        client.set("k", "v")
+        eventually(lambda: client.get("k") and min(trio.reads()[1:]) > 0)
+        trio.replicas[0].pause()
+        until = time.monotonic() + 0.2
+        threading.Timer(0.2, trio.replicas[0].resume).start()
+        while time.monotonic() < until:
+            client.get("k")
+
+        def share() -> int:
+            before = trio.reads()
+            for _ in range(100):
+                client.get("k")
+            return trio.reads()[1] - before[1]
+
+        assert share() < 10, "it was slow"
+        # What was learnt is unlearnt with time, not with reads, of which it gets hardly any.
+        time.sleep(5)
+        assert share() > 15
+
+
 def test_the_default_reads_from_the_primary(trio: Trio, proxy_factory: Any) -> None:
     proxy = proxy_factory(trio.primary.url)
     with connect(proxy) as client:

@@ -393,6 +393,14 @@ impl Shard {
             *latency - *latency / 8 + took / 8
         };
     }
+
+    /// A replica that was slow for a moment has few reads to show that it no longer is: what it is asked of its
+    /// replication shows it as well. (As that costs a server more than a read, it never speaks against one.)
+    pub(super) fn unlearn_latency(&mut self, node: u32, sent_at: Nanos) {
+        if self.now.saturating_sub(sent_at) < self.nodes[node as usize].replication.latency {
+            self.note_latency(node, sent_at);
+        }
+    }
 }
 
 /// Whether a replica's error says that it cannot answer now, which the primary may.

@@ -181,6 +181,7 @@ impl Shard {
                 self.ask_replicas(node);
             }
             (Some(primary), false) if report.is_linked => {
+                self.unlearn_latency(node, sent_at);
                 let samples = &self.nodes[primary as usize].replication.samples;
                 let reached = samples
                     .iter()

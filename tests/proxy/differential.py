@@ -41,6 +41,8 @@ _OF_SESSIONS: Final = {
     "CLIENT", "SELECT", "AUTH", "HELLO", "RESET", "WAIT", "UNWATCH", "EXEC", "DISCARD", "SCRIPT", "SPUBLISH",
 }  # fmt: skip
 _AHEAD: Final = 4_102_444_800  # the year 2100
+# Redis 8.2 does not answer a wrong user and password behind other commands of a pipeline.
+_NO_MORE: Final = {"AUTH"}
 _BIG: Final = 1 << 20
 
 
@@ -147,7 +149,7 @@ class Talker:
         chance = self._rng.random()
         if chance < 0.03 and len(words) > 1:
             words.pop()
-        elif chance < 0.05 and not is_inside:
+        elif chance < 0.05 and not is_inside and template[0] not in _NO_MORE:
             words.append(self._word("{k}", place))
         elif chance < 0.07 and "{k}" not in template[-1]:
             words[-1] = b""

@@ -183,6 +183,27 @@ def test_a_client_that_pauses_in_a_pipeline_of_local_replies_goes_on(
     assert stats(proxy)["clients_cut"] == 0
 
 
+@pytest.mark.parametrize("limit", ["buffers_max_bytes", "client_output_max_bytes"])
+def test_a_client_that_asks_for_much_at_once_and_reads_slowly_is_held_back_and_not_cut(
+    proxy_factory: ProxyFactory, valkey: str, limit: str
+) -> None:
+    proxy = proxy_factory(valkey, shards=1, **{limit: 32 << 20})
+    with client_of(proxy) as client:
+        client.set("big", b"x" * 500_000)
+    with connect(proxy) as late:
+        late.sendall(b"GET big\r\n" * 400 + b"PING\r\n")
+        until = time.monotonic() + 0.7
+        while time.monotonic() < until:
+            assert stats(proxy)["buffer_bytes"] < 16 << 20
+            time.sleep(0.01)
+        left = 400 * (500_000 + 11) + 7
+        while left:
+            piece = late.recv(1 << 20)
+            assert piece
+            left -= len(piece)
+    assert stats(proxy)["clients_cut"] == 0
+
+
 def test_local_replies_behind_one_that_is_late_are_not_made_before_it_comes(
     proxy_factory: ProxyFactory, own_server: Any, eventually: Eventually
 ) -> None:

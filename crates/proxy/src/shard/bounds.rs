@@ -15,9 +15,10 @@ impl Shard {
         held += self.parked.iter().map(|p| p.frame.len()).sum::<usize>();
         // Requests on their way are counted where they lie: their clients may have left.
         held += self.upstreams.iter().map(|(_, u)| u.held()).sum::<usize>();
+        let replies_max = self.replies_max;
         let (mut worst, mut last) = (None, Vec::new());
         for (index, client) in &mut self.clients {
-            if client.has_stopped_reading() {
+            if client.has_stopped_reading(replies_max) {
                 client.reads_last = true;
                 last.push(client.name_at(index));
             }

@@ -22,10 +22,19 @@ use crate::stream::Stream;
 const KEEP_BYTES: usize = 512 * 1024;
 /// A client with more unanswered than this gets no more of its requests served for now.
 const REQUESTS_SOFT_BYTES: usize = 1 << 20;
-/// A client with more to read than this gets no more of its requests served for now.
+/// A client with more to read than this, replies on their way included, gets no more of its requests served for
+/// now.
 const REPLIES_SOFT_BYTES: usize = 4 << 20;
+/// A reply is taken to be so long before the first has come: a pipeline is not all sent on before it is known
+/// what it asks for.
+const REPLY_GUESS_BYTES: usize = 256 * 1024;
 /// A client for which less is held is not worth cutting.
 pub(super) const LITTLE_BYTES: usize = 1 << 20;
+
+/// What one client may have to read before it is held back: well below what it would be cut for.
+pub(super) fn replies_soft_bytes(budget: usize, output_max: usize) -> usize {
+    REPLIES_SOFT_BYTES.min(budget / 4).min(output_max / 2)
+}
 
 /// Names one client of a shard. `generation` tells a reused place from the client that left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,8 +122,11 @@ pub(super) struct Client {
     pub written: usize,
     slots: VecDeque<Slot>,
     head: u32,
-    /// The oldest slot has been written in part.
-    is_streaming: bool,
+    /// So much of the oldest slot's reply has been written; it is not whole yet.
+    streamed: usize,
+    /// Slots whose replies have not come yet, and how long a reply of this client is of late.
+    unanswered: usize,
+    reply_bytes: usize,
     /// Bytes of requests that are unanswered, and of replies that came before their turn.
     held: usize,
     /// Of these, the requests.
@@ -206,7 +218,9 @@ impl Client {
             written: 0,
             slots: VecDeque::new(),
             head: 0,
-            is_streaming: false,
+            streamed: 0,
+            unanswered: 0,
+            reply_bytes: REPLY_GUESS_BYTES,
             held: 0,
             asked: 0,
             reads_last: false,
@@ -263,6 +277,7 @@ impl Client {
         let seq = self.head.wrapping_add(self.slots.len() as u32);
         self.held += cost;
         self.asked += cost;
+        self.unanswered += 1;
         self.slots.push_back(Slot {
             cost,
             is_muted: self.is_mute(),
@@ -349,22 +364,37 @@ impl Client {
 
     /// Whether no more of its requests are served for now: until servers have answered what it asked, or it has
     /// read what it was answered.
-    pub fn is_full(&self) -> bool {
-        self.asked > REQUESTS_SOFT_BYTES || self.is_full_of_replies()
+    ///
+    /// `replies_max`: bytes it may have to read, what is on its way included.
+    pub fn is_full(&self, replies_max: usize) -> bool {
+        let expected = self.unanswered.saturating_mul(self.reply_bytes);
+        self.asked > REQUESTS_SOFT_BYTES || self.unread().saturating_add(expected) > replies_max
     }
 
-    fn is_full_of_replies(&self) -> bool {
-        self.load().saturating_sub(self.asked) > REPLIES_SOFT_BYTES
+    /// Bytes of replies that are here.
+    fn unread(&self) -> usize {
+        self.load().saturating_sub(self.asked)
+    }
+
+    /// Learns how long a reply was. Rises fast and falls slowly: to ask for too much at once costs memory, for
+    /// too little a moment.
+    fn learn_length(&mut self, length: usize) {
+        self.unanswered = self.unanswered.saturating_sub(1);
+        if length > self.reply_bytes {
+            self.reply_bytes = self.reply_bytes.midpoint(length);
+        } else {
+            self.reply_bytes -= (self.reply_bytes - length) / 8;
+        }
     }
 
     /// Whether it has read nothing since this was last asked, though it is full and there is something to read.
     ///
     /// Many clients send all of a pipeline before they read, and would wait for ever: what they send is taken
     /// then, and served once they read. Requests of such a pipeline are less than its replies.
-    pub fn has_stopped_reading(&mut self) -> bool {
+    pub fn has_stopped_reading(&mut self, replies_max: usize) -> bool {
         let has_read = self.has_read();
         self.seen_read = self.deeds.bytes_out;
-        self.has_unread && !has_read && self.is_full_of_replies() && !self.is_written()
+        self.has_unread && !has_read && self.unread() > replies_max && !self.is_written()
     }
 
     /// Whether it has read something since it was last asked whether it has stopped.
@@ -443,6 +473,10 @@ impl Client {
                     slot.data.extend_from_slice(piece);
                     self.held += piece.len();
                 }
+                let length = slot.data.len();
+                if is_done {
+                    self.learn_length(length);
+                }
             }
             return;
         }
@@ -451,9 +485,11 @@ impl Client {
         };
         if !front.is_muted {
             self.out.extend_from_slice(piece);
-            self.is_streaming = !is_done;
+            self.streamed += piece.len();
         }
         if is_done {
+            let length = std::mem::take(&mut self.streamed);
+            self.learn_length(length);
             self.advance();
         }
     }
@@ -462,15 +498,15 @@ impl Client {
         self.forget_front();
         while let Some(front) = self.slots.front_mut() {
             self.out.extend_from_slice(&front.data);
-            self.is_streaming = !front.is_done && !front.data.is_empty();
             self.held = self.held.saturating_sub(front.data.len());
             if !front.is_done {
+                self.streamed = front.data.len();
                 front.data = Vec::new();
                 break;
             }
             self.forget_front();
         }
-        if !self.is_streaming && !self.aside.is_empty() {
+        if self.streamed == 0 && !self.aside.is_empty() {
             self.out.append(&mut self.aside);
         }
         if self.slots.is_empty() && self.slots.capacity() > 1024 {
@@ -488,7 +524,7 @@ impl Client {
 
     /// Hands over a message that answers no request; it goes between replies.
     pub fn push(&mut self, message: &[u8]) {
-        if self.is_streaming {
+        if self.streamed > 0 {
             self.aside.extend_from_slice(message);
         } else {
             self.out.extend_from_slice(message);
@@ -635,6 +671,33 @@ mod tests {
         c.deliver(a, b"1", true);
         assert_eq!(c.out, b"2");
         assert!(c.is_clear());
+    }
+
+    #[test]
+    fn what_is_asked_at_once_depends_on_how_long_replies_are() {
+        let at_once = |c: &mut Client| {
+            while !c.is_full(REPLIES_SOFT_BYTES) {
+                c.open_slot(0);
+            }
+            let count = c.waiting();
+            while !c.is_clear() {
+                c.deliver(c.head, b"", true);
+            }
+            count
+        };
+        let mut c = client();
+        assert_eq!(at_once(&mut c), 17);
+        for _ in 0..100 {
+            at_once(&mut c);
+            let a = c.open_slot(0);
+            c.deliver(a, b"short", true);
+        }
+        assert!(at_once(&mut c) > 4096);
+        let a = c.open_slot(0);
+        c.deliver(a, &[b'x'; 1 << 19], false);
+        c.deliver(a, &[b'x'; 1 << 19], true);
+        c.written = c.out.len();
+        assert_eq!(at_once(&mut c), 8);
     }
 
     #[test]

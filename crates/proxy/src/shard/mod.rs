@@ -250,6 +250,8 @@ pub(crate) struct Shard {
     budget: usize,
     /// Bytes that one client may leave unread.
     output_max: usize,
+    /// Bytes that one client may have to read before it is held back.
+    replies_max: usize,
     settings: Arc<Settings>,
     overload: Overload,
     /// How connections upstream are encrypted, where they are.
@@ -374,11 +376,13 @@ impl Shard {
             max_staleness: Duration::from_millis(s.max_staleness_ms),
             max_entries: (s.cache_bytes / shards / 64).max(1024),
         };
+        let (budget, output_max) = (s.buffers_max_bytes / shards, s.output_max());
         let beat_every = (s.max_staleness_ms * MS / 5).max(MS);
         Ok(Self {
             index: parts.index,
-            budget: s.buffers_max_bytes / shards,
-            output_max: s.output_max(),
+            budget,
+            output_max,
+            replies_max: client::replies_soft_bytes(budget, output_max),
             overload: Overload::of(s),
             tls: parts.tls,
             poll: parts.poll,
@@ -713,6 +717,7 @@ impl Shard {
     }
 
     fn flush_client(&mut self, id: ClientId) {
+        let replies_max = self.replies_max;
         let Some(client) = self.client(id) else {
             return;
         };
@@ -750,7 +755,7 @@ impl Shard {
         if client.is_held && client.is_clear() && may_go_on {
             client.is_held = false;
             self.queue_client(id);
-        } else if had_stopped && !client.is_held && !client.is_full() {
+        } else if had_stopped && !client.is_held && !client.is_full(replies_max) {
             self.queue_client(id);
         }
     }

@@ -114,7 +114,7 @@ impl Shard {
 
     /// Serves what a client has sent, as far as may be now.
     pub(super) fn pump(&mut self, id: ClientId) {
-        let has_looked = self.has_looked;
+        let (has_looked, replies_max) = (self.has_looked, self.replies_max);
         let is_stranger = |c: &mut Client| c.stream.is_agreeing();
         if self.client(id).is_some_and(is_stranger) && !self.shake_hands(id) {
             return;
@@ -126,7 +126,7 @@ impl Shard {
             client.has_unread = true;
             return;
         }
-        if client.is_full() {
+        if client.is_full(replies_max) {
             client.has_unread = true;
             if client.reads_last {
                 self.read_ahead(id);
@@ -232,6 +232,7 @@ impl Shard {
     /// Serves the requests in `buf`; returns how many bytes of it are done with.
     fn serve(&mut self, id: ClientId, buf: &[u8]) -> usize {
         let request_max = self.settings.request_max_bytes;
+        let replies_max = self.replies_max;
         let Some(client) = self.client(id) else {
             return 0;
         };
@@ -252,7 +253,7 @@ impl Shard {
                 client.has_unread = true;
                 break;
             }
-            if client.is_full() || client.waiting() > WAITING_MAX {
+            if client.is_full(replies_max) || client.waiting() > WAITING_MAX {
                 client.has_unread = true;
                 client.is_held |= client.waiting() > WAITING_MAX;
                 self.mark_client(id);

@@ -264,6 +264,24 @@ def test_an_allowlisted_entity_gets_a_longer_expiry(side: Side, valkey: str) -> 
     client.delete("shop:7:item", "shop:8:item", "shop:7:other")
 
 
+@pytest.mark.parametrize("nx_is_lock", [True, False])
+def test_a_lock_among_the_keys_of_an_entity_keeps_its_expiry(
+    side: Side, valkey: str, nx_is_lock: bool
+) -> None:
+    now = time.time()
+    sale = Entity(name="sale", patterns=(b"shop:7:*",), starts_s=now - 1, ends_s=now + 60, ttl_s=600)
+    client = side.protect(
+        single_client("redis", side, valkey), allowlist=Allowlist([sale]), nx_is_lock=nx_is_lock
+    )
+    assert client.setnx("shop:7:lock", "me")
+    assert client.expire("shop:7:lock", 60)
+    pipelined(client, "execute_command", "SET", "shop:7:other", "me", "NX")
+    pipelined(client, "execute_command", "EXPIRE", "shop:7:other", 60)
+    for name in ("shop:7:lock", "shop:7:other"):
+        assert (client.ttl(name) <= 60) is nx_is_lock
+    client.delete("shop:7:lock", "shop:7:other")
+
+
 def test_copies_are_refused_for_one_server(side: Side, valkey: str) -> None:
     with pytest.raises(ConfigError, match="copies are for a Cluster"):
         side.protect(single_client("redis", side, valkey), plans={"all": ["copies"]})

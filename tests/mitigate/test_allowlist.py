@@ -65,6 +65,8 @@ def test_every_way_to_write_an_expiry_is_lengthened(written: tuple[Any, ...], se
         ("GETEX", b"shop:7:a", "PERSIST"),
         ("SET", b"shop:7:a", b"v", "EX", "soon"),
         ("SET", b"shop:7:a", b"v", "IFEQ", b"EX", b"7"),
+        ("SET", b"shop:7:a", b"v", "EX", 60, "ifne", b"7"),
+        ("SET", b"shop:7:a", b"v", "EX", 60, "IFDEQ", b"7"),
         ("GET", b"shop:7:a"),
         ("PING",),
         (),
@@ -108,6 +110,48 @@ def test_entities_come_and_go_and_the_switch_works() -> None:
     listed.enabled = True
     listed.remove("shop 7")
     assert listed.ttl_for("shop:7:a", 60, NOW) == 60
+
+
+@pytest.mark.parametrize("taken", [("SETNX", "shop:7:a", b"v"), (b"set", b"shop:7:a", b"v", "nx", "EX", 5)])
+def test_a_lock_keeps_whatever_expiry_it_gets_for_as_long_as_it_is_taken_for_one(
+    taken: tuple[Any, ...],
+) -> None:
+    shop = Entity("shop 7", (b"shop:7:*",), NOW - 10, NOW + 10_000, ttl_s=3600)
+    listed = Allowlist(factor_max=100)
+    assert listed.rewrite(taken, NOW) == taken
+    listed.add(shop)
+    for expiry in (
+        ("EXPIRE", b"shop:7:a", 60),
+        ("SETEX", b"shop:7:a", 60, b"v"),
+        ("PEXPIRE", "shop:7:a", 60_000),
+    ):
+        assert listed.rewrite(expiry, NOW + 3599) == expiry
+    assert listed.rewrite(("EXPIRE", b"shop:7:b", 60), NOW) == ("EXPIRE", b"shop:7:b", 3600)
+    assert listed.rewrite(("EXPIRE", b"shop:7:a", 60), NOW + 3600) == ("EXPIRE", b"shop:7:a", 3600)
+    assert listed.stats().failures == 0
+
+
+def test_nx_takes_no_lock_where_that_is_said() -> None:
+    listed = allow()
+    for args in (("SETNX", b"shop:7:a", b"v"), ("SET", b"shop:7:a", b"v", "NX", "EX", 60)):
+        assert listed.rewrite(args, NOW, nx_is_lock=False) == args
+    assert listed.rewrite(("EXPIRE", b"shop:7:a", 60), NOW) == ("EXPIRE", b"shop:7:a", 3600)
+
+
+def test_the_latest_locks_are_remembered_and_no_more_than_so_many() -> None:
+    listed = allow()
+    for number in range(20_000):
+        listed.rewrite(("SETNX", f"shop:7:{number}", b"v"), NOW)
+    assert listed.rewrite(("EXPIRE", b"shop:7:0", 60), NOW) == ("EXPIRE", b"shop:7:0", 3600)
+    assert listed.rewrite(("EXPIRE", b"shop:7:3616", 60), NOW) == ("EXPIRE", b"shop:7:3616", 60)
+
+
+async def test_a_lock_on_a_server_ends_when_its_owner_said(clients: Clients, valkey: str) -> None:
+    client = clients.standalone(valkey)
+    listed = allow()
+    for args in (("SETNX", "shop:7:lock", "me"), ("EXPIRE", "shop:7:lock", 60)):
+        await done(client.execute_command(*listed.rewrite(args, NOW)))
+    assert 0 < await done(client.ttl("shop:7:lock")) <= 60
 
 
 async def test_the_server_takes_what_was_rewritten(clients: Clients, valkey: str) -> None:

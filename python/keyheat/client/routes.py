@@ -73,6 +73,7 @@ class Routes:
         self._client = bare(client)
         self._binding = binding
         self._allowlist = binding.settings.allowlist
+        self._nx_is_lock = binding.settings.nx_is_lock
         # A connection of one's own carries sessions, in which nobody else's commands may come up.
         is_session = getattr(client, "connection", None) is not None
         self._remedies = frozenset() if is_session else binding.routing & {"copies", "replica_reads"}
@@ -83,7 +84,9 @@ class Routes:
 
     def rewritten(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The command to be sent, with a longer expiry if the allowlist says so."""
-        return args if self._allowlist is None else self._allowlist.rewrite(args, time.time())
+        if self._allowlist is None:
+            return args
+        return self._allowlist.rewrite(args, time.time(), nx_is_lock=self._nx_is_lock)
 
     def permit(self, args: tuple[Any, ...]) -> Permit | None:
         """Permission to send a command to its node; see `NodeBreakers.permit`."""

@@ -6,8 +6,9 @@ takes a command as the application wrote it and returns the one to send; it chan
 and nothing else.
 
 It only ever lengthens: never shortens, never gives an expiry to a key that has none, never makes a
-key permanent. It never touches a lock (`NX` with an expiry, `SETNX`), for a lock that lives longer
-blocks. Bounds: `factor_max` times what was written, and `ttl_max_s` in all.
+key permanent. It never touches a lock, for a lock that lives longer blocks: a key that was set with `NX`
+(`SET … NX`, `SETNX`) keeps whatever expiry it gets for an hour. It knows of locks that it has seen taken.
+Bounds: `factor_max` times what was written, and `ttl_max_s` in all.
 
 It says nothing about local caches and copies: their staleness has a bound of its own, and a longer
 expiry on the server does not loosen it. What it does loosen is how long the *application's* value
@@ -17,6 +18,7 @@ Pure: no I/O, no clock (`now_s` is Unix time, for `EXAT` means that). The entrie
 whole, so readers in other threads see all of a change or nothing of it.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -35,6 +37,11 @@ _POSITIONAL: Final = {
     b"EXPIREAT": (2, 1, True),
     b"PEXPIREAT": (2, 1000, True),
 }
+# What may be a lock, and what a value follows that may look like an option.
+_NOT_WITH: Final = frozenset((b"NX", b"IFEQ", b"IFNE", b"IFDEQ", b"IFDNE"))
+# A key is taken for a lock so long after it was set as one, and so many are remembered.
+_LOCK_S: Final = 3600.0
+_LOCKS_MAX: Final = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +119,7 @@ class Allowlist:
         self._factor_max = factor_max
         self._ttl_max_s = ttl_max_s
         self._entities = tuple(entities)
+        self._locks: OrderedDict[bytes, float] = OrderedDict()
         self._log = checks.OnceLogger("keyheat.mitigate.allowlist")
         self._stats = AllowlistStats()
 
@@ -152,12 +160,13 @@ class Allowlist:
         )
         return max(ttl_s, min(wanted, ttl_s * self._factor_max, self._ttl_max_s))
 
-    def rewrite(self, args: Sequence[Any], now_s: float) -> tuple[Any, ...]:
+    def rewrite(self, args: Sequence[Any], now_s: float, *, nx_is_lock: bool = True) -> tuple[Any, ...]:
         """The command to send instead of the one the application wrote; most often the same.
 
         Args:
             args: The command line.
             now_s: Unix time.
+            nx_is_lock: Whether a key that is set with `NX` is taken for a lock.
 
         Returns:
             The command line, with a longer expiry if it writes one to a key of an entity. A command
@@ -165,14 +174,10 @@ class Allowlist:
         """
         self._stats.seen += 1
         whole = tuple(args)
-        if not self.enabled or not self._entities or len(whole) < 3:
+        if len(whole) < 3:
             return whole
         try:
-            place = _expiry_of(whole)
-            if place is None:
-                return whole
-            at, units_per_s, is_absolute = place
-            longer = self._longer(whole[1], int(whole[at]), (units_per_s, is_absolute), now_s)
+            longer = self._rewritten(whole, now_s, nx_is_lock=nx_is_lock)
         except Exception as error:  # noqa: BLE001 - fail open: the command goes as it was written
             self._stats.failures += 1
             self._log.warning("read", "a command could not be read: %s", type(error).__name__)
@@ -180,11 +185,41 @@ class Allowlist:
         if longer is None:
             return whole
         self._stats.lengthened += 1
-        return (*whole[:at], longer, *whole[at + 1 :])
+        return longer
 
     def stats(self) -> AllowlistStats:
         """Counts since the object was made."""
         return self._stats
+
+    def _rewritten(self, args: tuple[Any, ...], now_s: float, *, nx_is_lock: bool) -> tuple[Any, ...] | None:
+        verb = _word(args[0])
+        if nx_is_lock and _takes_lock(verb, args):
+            self._remember(args[1], now_s)
+            return None
+        if not self.enabled or not self._entities:
+            return None
+        place = _expiry_of(verb, args)
+        if place is None:
+            return None
+        at, units_per_s, is_absolute = place
+        longer = self._longer(args[1], int(args[at]), (units_per_s, is_absolute), now_s)
+        if longer is None or (nx_is_lock and self._is_lock(args[1], now_s)):
+            return None
+        return (*args[:at], longer, *args[at + 1 :])
+
+    def _remember(self, key: object, now_s: float) -> None:
+        try:
+            name = checks.as_bytes(key)
+        except ConfigError:
+            return  # no entity has such a key
+        self._locks.pop(name, None)
+        self._locks[name] = now_s
+        if len(self._locks) > _LOCKS_MAX:
+            self._locks.popitem(last=False)
+
+    def _is_lock(self, key: bytes | str, now_s: float) -> bool:
+        taken_s = self._locks.get(checks.as_bytes(key))
+        return taken_s is not None and now_s - taken_s < _LOCK_S
 
     def _longer(self, key: bytes | str, written: int, unit: tuple[int, bool], now_s: float) -> int | None:
         units_per_s, is_absolute = unit
@@ -196,9 +231,13 @@ class Allowlist:
         return longer if longer > written else None
 
 
-def _expiry_of(args: tuple[Any, ...]) -> tuple[int, int, bool] | None:
+def _takes_lock(verb: bytes, args: tuple[Any, ...]) -> bool:
+    """Whether a command sets a key only if it is not there."""
+    return verb == b"SETNX" or (verb == b"SET" and b"NX" in map(_word, args[3:]))
+
+
+def _expiry_of(verb: bytes, args: tuple[Any, ...]) -> tuple[int, int, bool] | None:
     """Where a command's expiry stands, its units per second, and whether it is absolute."""
-    verb = _word(args[0])
     if verb in _POSITIONAL:
         # EXPIRE … LT shortens on purpose, and NX, XX, GT ask about what is there: left alone.
         if len(args) != 3 and not (verb in (b"SETEX", b"PSETEX") and len(args) == 4):
@@ -210,13 +249,11 @@ def _expiry_of(args: tuple[Any, ...]) -> tuple[int, int, bool] | None:
 
 def _option_of(args: tuple[Any, ...], first: int) -> tuple[int, int, bool] | None:
     words = [_word(each) for each in args[first:]]
-    if b"NX" in words:
-        return None  # a lock, perhaps
+    if not _NOT_WITH.isdisjoint(words):
+        return None
     for at, word in enumerate(words[:-1]):
         if word in _OPTIONS:
             return first + at + 1, *_OPTIONS[word]
-        if word in (b"IFEQ", b"IFNE"):
-            return None  # a value follows, which may look like an option
     return None
 
 

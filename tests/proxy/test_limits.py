@@ -5,6 +5,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ import redis
 from tests.conftest import ProxyFactory
 
 Eventually = Callable[..., Any]
+TOO_LONG = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$20971520\r\n" + b"x" * (20 << 20) + b"\r\n"
+TOLD_SO = b"-ERR keyheat: the request is longer than request_max_bytes, 100000\r\n"
 
 
 def connect(proxy: Any) -> socket.socket:
@@ -96,6 +99,52 @@ def test_a_request_that_is_too_long_is_told_so(proxy_factory: ProxyFactory, valk
             assert b"-ERR keyheat: the request is longer than request_max_bytes, 100000\r\n" in said
             assert stream.recv(1000) == b""
         assert client.strlen("k") == 99_000
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_one_in_the_middle_of_a_request_that_is_too_long_hears_it_too(
+    proxy_factory: ProxyFactory, valkey: str, kind: str
+) -> None:
+    with TemporaryDirectory(prefix="kh-") as folder:
+        proxy = proxy_factory(valkey, request_max_bytes=100_000, shards=1, unix_socket=f"{folder}/s")
+        with connect(proxy) if kind == "tcp" else socket.socket(socket.AF_UNIX) as stream:
+            if kind == "unix":
+                stream.settimeout(15)
+                stream.connect(f"{folder}/s")
+            stream.sendall(b"PING\r\n" + TOO_LONG)
+            with stream.makefile("rb") as said:
+                assert said.read() == b"+PONG\r\n" + TOLD_SO
+
+
+def test_one_that_goes_on_sending_is_let_go_and_counts_until_then(
+    proxy_factory: ProxyFactory, valkey: str, eventually: Eventually
+) -> None:
+    proxy = proxy_factory(valkey, request_max_bytes=100_000, shards=1, clients_max=1)
+    with connect(proxy) as stream:
+        stream.sendall(TOO_LONG)
+        began = time.monotonic()
+        assert stream.recv(1000) == TOLD_SO
+        with connect(proxy) as other:
+            assert b"max number of clients" in other.recv(1000)
+        with contextlib.suppress(OSError):
+            while time.monotonic() - began < 10:
+                stream.sendall(b"x")
+                time.sleep(0.01)
+        assert 0.5 < time.monotonic() - began < 3
+    eventually(lambda: stats(proxy)["clients"] == 0)
+    with client_of(proxy) as client:
+        assert client.ping()
+
+
+def test_a_drain_does_not_wait_for_those_that_were_told(proxy_factory: ProxyFactory, valkey: str) -> None:
+    proxy = proxy_factory(valkey, request_max_bytes=100_000, shards=1)
+    with connect(proxy) as stream:
+        stream.sendall(TOO_LONG)
+        assert stream.recv(1000) == TOLD_SO
+        assert stats(proxy)["clients"] == 1
+        began = time.monotonic()
+        assert proxy.drain(5.0)
+        assert time.monotonic() - began < 0.7
 
 
 @pytest.mark.parametrize(

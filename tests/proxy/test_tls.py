@@ -312,6 +312,16 @@ def test_many_come_and_go(listening: Callable[..., Any], certificates: Certifica
         half.sendall(b"*1\r\n$4\r\nPI")  # and gone
 
 
+def test_one_in_the_middle_of_a_request_that_is_too_long_is_told_so(
+    listening: Callable[..., Any], certificates: Certificates
+) -> None:
+    proxy = listening(request_max_bytes=100_000)
+    with raw(proxy, certificates) as stream:
+        stream.sendall(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$20971520\r\n" + b"x" * (20 << 20) + b"\r\n")
+        with stream.makefile("rb") as said:
+            assert said.read().endswith(b"is longer than request_max_bytes, 100000\r\n")
+
+
 # ---------------------------------------------------------------- servers
 
 

@@ -1,7 +1,7 @@
 //! Connections: over TCP, encrypted or not, or over a Unix socket.
 
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -112,6 +112,19 @@ impl Stream {
         match self {
             Self::Tcp(_) | Self::Unix(_) | Self::Headed(_) => n == room,
             Self::Tls(stream) => n == room || stream.has_more(),
+        }
+    }
+
+    /// Says that nothing more will come; what the other end sends can still be read.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn finish(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
+            Self::Tls(stream) => stream.finish(),
+            Self::Headed(_) => Ok(()), // nothing was said
         }
     }
 

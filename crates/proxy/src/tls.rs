@@ -5,6 +5,7 @@
 //! turn takes is bounded in `shard::greet`, and how long a client may take in `shard::bounds`.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
@@ -109,6 +110,11 @@ impl Encrypted {
 
     pub fn has_more(&self) -> bool {
         self.has_more
+    }
+
+    pub fn finish(&mut self) -> io::Result<()> {
+        self.stream.farewell();
+        self.socket().shutdown(Shutdown::Write)
     }
 }
 

@@ -147,6 +147,8 @@ pub(super) struct Client {
     pub has_ended: bool,
     /// Close once the output is written.
     pub is_closing: bool,
+    /// It is closed in the middle of what it sends.
+    pub may_still_send: bool,
     pub is_dirty: bool,
     pub is_queued: bool,
     pub transaction: Transaction,
@@ -232,6 +234,7 @@ impl Client {
             has_unread: false,
             has_ended: false,
             is_closing: false,
+            may_still_send: false,
             is_dirty: false,
             is_queued: false,
             transaction: Transaction::None,

@@ -33,7 +33,7 @@
 //! - `stale`: what is answered while a node cannot
 //! - `count`: accesses counted, keys nominated
 //! - `settings`: settings that change
-//! - `bounds`: clients that are let go
+//! - `bounds`: clients that are let go; `linger`: until they have heard why
 //! - `guard`: nodes that fail are left alone; `silence`: those that say nothing; `marks`: answers that are timed;
 //!   `line`: what waits for one that is crowded; `node_report`: how they do
 
@@ -54,6 +54,7 @@ mod jobs;
 mod key_limits;
 mod keyspace;
 mod line;
+mod linger;
 mod locals;
 mod marks;
 mod newest;
@@ -132,6 +133,7 @@ pub(crate) const WAKER: Token = Token(0);
 const KIND_BITS: usize = 2;
 const KIND_CLIENT: usize = 1;
 const KIND_UPSTREAM: usize = 2;
+const KIND_LINGERING: usize = 3;
 
 /// What a shard is told.
 pub(crate) enum ToShard {
@@ -263,6 +265,7 @@ pub(crate) struct Shard {
     node_stats: Reports,
 
     clients: Slab<Client>,
+    lingering: Slab<linger::Lingering>,
     /// Waits of clients that are being ended.
     unblocking: Slab<ask::Unblocking>,
     /// Shard channels whose slot has moved, until they are subscribed to again.
@@ -391,6 +394,7 @@ impl Shard {
             stats: parts.stats,
             node_stats: parts.node_stats,
             clients: Slab::new(),
+            lingering: Slab::new(),
             astray: Vec::new(),
             unblocking: Slab::new(),
             upstreams: Slab::new(),
@@ -514,10 +518,10 @@ impl Shard {
                 continue;
             }
             let index = token.0 >> KIND_BITS;
-            if token.0 & ((1 << KIND_BITS) - 1) == KIND_CLIENT {
-                self.on_client(index, event);
-            } else {
-                self.on_upstream(index as u32, event);
+            match token.0 & ((1 << KIND_BITS) - 1) {
+                KIND_CLIENT => self.on_client(index, event),
+                KIND_UPSTREAM => self.on_upstream(index as u32, event),
+                _ => self.on_lingering(index),
             }
         }
         for _ in 0..self.again.len() {
@@ -746,6 +750,9 @@ impl Shard {
         let has_rest = !client.input.is_empty() && client.has_unread;
         let is_over = client.is_closing || (client.has_ended && !has_rest);
         if client.is_clear() && is_over && client.is_written() {
+            if client.may_still_send {
+                return self.let_linger(id);
+            }
             return self.close_client(id);
         }
         let may_go_on = !client.is_blocked
@@ -761,18 +768,28 @@ impl Shard {
     }
 
     fn close_client(&mut self, id: ClientId) {
-        if self.client(id).is_none() {
-            return;
+        if let Some(client) = self.take_client(id) {
+            self.hang_up(client.stream);
         }
+    }
+
+    /// Forgets a client, and leaves what it is connected by.
+    fn take_client(&mut self, id: ClientId) -> Option<Client> {
+        self.client(id)?;
         // What its transaction wrote may yet come to be.
         self.void_written(id);
         let mut client = self.clients.remove(id.index as usize);
         self.leave_user(client.user);
-        let _ = self.poll.registry().deregister(&mut client.stream);
-        self.stats.clients.add(-1);
         for index in client.connections() {
             self.unpin_and_close(index, "its client left");
         }
+        Some(client)
+    }
+
+    /// Closes the connection of a client that is forgotten.
+    fn hang_up(&mut self, mut stream: Stream) {
+        let _ = self.poll.registry().deregister(&mut stream);
+        self.stats.clients.add(-1);
     }
 
     fn run_timers(&mut self) {
@@ -803,6 +820,7 @@ impl Shard {
             .tune_check_steps(self.now, |node| nominator.check_steps(node, window));
         self.not_worth.retain(|_, until| *until > self.now);
         self.cut_strangers();
+        self.end_late_lingering();
         self.look_after_nodes();
         self.look_after_upstreams();
         self.look_at_replicas();

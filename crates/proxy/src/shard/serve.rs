@@ -323,6 +323,7 @@ impl Shard {
             }
             client.reply(|out| encode::error(out, &message));
             client.is_closing = true;
+            client.may_still_send = true;
             self.cuts
                 .tell(&peer, "protocol", message.trim_start_matches("ERR "));
         }

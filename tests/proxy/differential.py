@@ -27,7 +27,8 @@ from typing import Any, Final
 from keyheat.server.binary import find_binary
 from keyheat.server.cluster import EmbeddedCluster
 from keyheat.server.embedded import EmbeddedServer
-from tests.proxy.test_differential import HOT_RULE, Command, Wire, ask, encode
+from tests.proxy.proxies import HOT_RULE
+from tests.proxy.wire import Command, Wire, ask, encode
 
 HERE: Final = Path(__file__).parent
 LIBRARY: Final = (

@@ -1,25 +1,17 @@
 """What suites of other clients found: where the proxy answered otherwise than the server behind it."""
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from keyheat.server.cluster import EmbeddedCluster
 from keyheat.server.embedded import EmbeddedServer
-from tests.proxy.test_differential import Command, Wire, ask, command
-from tests.proxy.test_sessions import ready, say, words
+from tests.proxy.proxies import ready
+from tests.proxy.wire import Command, Wire, ask, command, say, words
 
 Eventually = Callable[..., Any]
-
-
-@pytest.fixture
-def wires() -> Iterator[Callable[..., Wire]]:
-    """Connections that are closed after the test."""
-    with contextlib.ExitStack() as stack:
-        yield lambda address, timeout_s=5.0: stack.enter_context(contextlib.closing(Wire(address, timeout_s)))
 
 
 @pytest.fixture

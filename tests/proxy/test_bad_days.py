@@ -16,46 +16,13 @@ from typing import Any
 
 import pytest
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from keyheat.server.cluster import EmbeddedCluster
 from keyheat.server.embedded import EmbeddedServer, free_ports
+from tests.proxy.proxies import ask, client, connect, is_up, stats
 
 Eventually = Callable[..., Any]
 MIB = 1 << 20
-
-
-def stats(proxy: Any) -> dict[str, int]:
-    """The proxy's counters."""
-    counters: dict[str, int] = json.loads(proxy.stats())
-    return counters
-
-
-def connect(proxy: Any) -> socket.socket:
-    """A plain connection to the proxy."""
-    host, port = proxy.listen.rsplit(":", 1)
-    s = socket.create_connection((host, int(port)))
-    s.settimeout(20)
-    return s
-
-
-def client(proxy: Any, **options: Any) -> Any:
-    """A redis-py client that does not try again by itself."""
-    host, port = proxy.listen.rsplit(":", 1)
-    return redis.Redis(host=host, port=int(port), retry=Retry(NoBackoff(), 0), **options)
-
-
-def ask(s: socket.socket, line: bytes) -> bytes:
-    """One request, one short reply."""
-    s.sendall(line)
-    return s.recv(4096)
-
-
-def is_up(proxy: Any) -> bool:
-    """Whether a request is served."""
-    with connect(proxy) as s:
-        return not ask(s, b"EXISTS x\r\n").startswith(b"-")
 
 
 def memory_mib() -> float:

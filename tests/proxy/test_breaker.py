@@ -1,7 +1,6 @@
 """Nodes that fail are left alone: requests for them are answered at once, until they work again."""
 
 import contextlib
-import json
 import re
 import socket
 import threading
@@ -12,8 +11,8 @@ from typing import Any
 import pytest
 
 from keyheat.server.embedded import EmbeddedServer
+from tests.proxy.proxies import ask, connect, is_up, stats
 from tests.proxy.relay import Relay
-from tests.proxy.test_bad_days import ask, connect, is_up
 
 Eventually = Callable[..., Any]
 FOREVER = b"EVAL 'while true do end' 0\r\n"
@@ -22,11 +21,6 @@ FOREVER = b"EVAL 'while true do end' 0\r\n"
 def burn(seconds: float) -> bytes:
     """A script that keeps the server busy for about so long (its clock stands still meanwhile)."""
     return f"EVAL 'local x = 0 for i = 1, {int(seconds * 7e7)} do x = x + i end return 1' 0\r\n".encode()
-
-
-def stats(proxy: Any) -> dict[str, int]:
-    counters: dict[str, int] = json.loads(proxy.stats())
-    return counters
 
 
 @contextlib.contextmanager
@@ -39,13 +33,6 @@ def busy_script(server: EmbeddedServer) -> Iterator[None]:
         time.sleep(0.1)
         yield
         direct.execute_command("SCRIPT KILL")
-
-
-@pytest.fixture
-def relay(own_server: EmbeddedServer) -> Iterator[Relay]:
-    made = Relay(own_server.address)
-    yield made
-    made.close()
 
 
 def test_a_node_that_answers_nothing_is_left_alone_and_served_from_again_when_it_does(

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from keyheat.server.embedded import EmbeddedServer
-from tests.proxy.test_bad_days import ask, connect, is_up
-from tests.proxy.test_breaker import busy_script, stats
+from tests.proxy.proxies import ask, connect, is_up, stats
+from tests.proxy.test_breaker import busy_script
 from tests.proxy.test_metrics import series
 from tests.proxy.test_replicas import replicate
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.proxy.test_bad_days import connect as raw
+from tests.proxy.proxies import connect as raw
 from tests.proxy.test_congestion import TIGHT, lines
 from tests.proxy.test_replicas import connect, stat
 

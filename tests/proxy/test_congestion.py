@@ -13,8 +13,8 @@ import pytest
 import redis
 
 from keyheat.server.embedded import EmbeddedServer
-from tests.proxy.test_bad_days import ask, client, connect, is_up
-from tests.proxy.test_breaker import burn, stats
+from tests.proxy.proxies import ask, client, connect, is_up, stats
+from tests.proxy.test_breaker import burn
 
 Eventually = Callable[..., Any]
 TIGHT = {

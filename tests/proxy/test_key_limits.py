@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from keyheat.server.embedded import EmbeddedServer
-from tests.proxy.test_bad_days import ask, connect, is_up
-from tests.proxy.test_breaker import stats
+from tests.proxy.proxies import ask, connect, is_up, stats
 
 Eventually = Callable[..., Any]
 

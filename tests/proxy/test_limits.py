@@ -1,7 +1,6 @@
 """What one client may take: time, memory, the length of a request."""
 
 import contextlib
-import json
 import socket
 import time
 from collections.abc import Callable
@@ -12,23 +11,15 @@ import pytest
 import redis
 
 from tests.conftest import ProxyFactory
+from tests.proxy.proxies import connect, stats
 
 Eventually = Callable[..., Any]
 TOO_LONG = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$20971520\r\n" + b"x" * (20 << 20) + b"\r\n"
 TOLD_SO = b"-ERR keyheat: the request is longer than request_max_bytes, 100000\r\n"
 
 
-def connect(proxy: Any) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", int(proxy.listen.rsplit(":", 1)[1])), timeout=15)
-
-
 def client_of(proxy: Any, **options: Any) -> "redis.Redis":
     return redis.Redis(port=int(proxy.listen.rsplit(":", 1)[1]), **options)
-
-
-def stats(proxy: Any) -> dict[str, int]:
-    counters: dict[str, int] = json.loads(proxy.stats())
-    return counters
 
 
 def test_a_client_that_is_idle_is_cut_and_one_that_waits_is_not(

@@ -9,7 +9,7 @@ import pytest
 
 from keyheat.server.cluster import EmbeddedCluster
 from keyheat.server.embedded import EmbeddedServer
-from tests.proxy.test_bad_days import ask, connect, is_up
+from tests.proxy.proxies import ask, connect, is_up
 from tests.proxy.test_copies import SETTINGS
 from tests.proxy.test_hot_set import get
 

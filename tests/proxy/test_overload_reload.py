@@ -12,7 +12,7 @@ import pytest
 from keyheat.server.embedded import EmbeddedServer
 from tests.cli.test_proxy import Service
 from tests.conftest import StartKeyheat
-from tests.proxy.test_bad_days import ask, connect, is_up
+from tests.proxy.proxies import ask, connect, is_up
 from tests.proxy.test_breaker import busy_script
 from tests.proxy.test_congestion import all_asking, metrics
 

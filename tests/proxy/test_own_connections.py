@@ -11,17 +11,11 @@ import redis
 
 from keyheat.server.cluster import EmbeddedCluster
 from keyheat.server.embedded import EmbeddedServer
-from tests.proxy.test_differential import HOT_RULE, Wire, ask, command
-from tests.proxy.test_sessions import give_slot, heat, owner_and_other, ready, say, slot_of
+from tests.proxy.proxies import HOT_RULE, heat, ready
+from tests.proxy.test_sessions import give_slot, owner_and_other, slot_of
+from tests.proxy.wire import Wire, ask, command, say
 
 Eventually = Callable[..., Any]
-
-
-@pytest.fixture
-def wires() -> Iterator[Callable[..., Wire]]:
-    """Connections that are closed after the test."""
-    with contextlib.ExitStack() as stack:
-        yield lambda address, timeout_s=5.0: stack.enter_context(contextlib.closing(Wire(address, timeout_s)))
 
 
 @pytest.fixture(params=["standalone", "cluster"])

@@ -3,24 +3,17 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from keyheat.server.cluster import EmbeddedCluster
 from keyheat.server.embedded import EmbeddedServer
-from tests.proxy.test_differential import HOT_RULE, Wire, ask, command
-from tests.proxy.test_sessions import heat, say
+from tests.proxy.proxies import HOT_RULE, heat
+from tests.proxy.wire import Wire, ask, command, say
 
 Eventually = Callable[..., Any]
-
-
-@pytest.fixture
-def wires() -> Iterator[Callable[..., Wire]]:
-    """Connections that are closed after the test."""
-    with contextlib.ExitStack() as stack:
-        yield lambda address, timeout_s=5.0: stack.enter_context(contextlib.closing(Wire(address, timeout_s)))
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Sessions, redirects and bounds of the proxy, each as a small experiment against real servers."""
 
 import contextlib
-import json
 import os
 import socket
 import threading
@@ -14,51 +13,17 @@ import pytest
 
 from keyheat.server.cluster import EmbeddedCluster
 from keyheat.server.embedded import EmbeddedServer
+from tests.proxy.proxies import HOT_RULE, heat, ready
 from tests.proxy.relay import Relay
-from tests.proxy.test_differential import HOT_RULE, Command, Wire, ask, command
+from tests.proxy.wire import Command, Wire, ask, command, say, words
 
 Eventually = Callable[..., Any]
-
-
-def words(text: str) -> Command:
-    """A command of words without spaces."""
-    return command(*text.split())
-
-
-def say(wire: Wire, *commands: str | Command) -> list[bytes]:
-    """Send all at once, and read as many replies."""
-    batch = [words(each) if isinstance(each, str) else each for each in commands]
-    wire.send(batch)
-    return [wire.reply() for _ in batch]
-
-
-@pytest.fixture
-def wires() -> Iterator[Callable[..., Wire]]:
-    """Connections that are closed after the test."""
-    with contextlib.ExitStack() as stack:
-        yield lambda address, timeout_s=5.0: stack.enter_context(contextlib.closing(Wire(address, timeout_s)))
 
 
 @pytest.fixture
 def proxy(valkey: str, proxy_factory: Any, eventually: Eventually) -> Any:
     """A proxy of one shard before the shared server."""
     return ready(proxy_factory(valkey, shards=1), eventually)
-
-
-def ready(proxy: Any, eventually: Eventually) -> Any:
-    """The proxy, once it knows its upstream."""
-    eventually(lambda: ask(proxy.listen, "EXISTS", "x").startswith(b":"))
-    return proxy
-
-
-def heat(proxy: Any, wire: Wire, *keys: str) -> None:
-    """Read keys until they are answered from memory."""
-    deadline = time.monotonic() + 10
-    before = json.loads(proxy.stats())["local_hits"]
-    while json.loads(proxy.stats())["local_hits"] < before + 40 * len(keys):
-        assert time.monotonic() < deadline
-        say(wire, *[f"GET {key}" for key in keys] * 10)
-        time.sleep(0.005)
 
 
 # --- 1. What follows in one piece behind a command that ends or changes a session.

@@ -3,31 +3,16 @@
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from keyheat.server.embedded import EmbeddedServer
+from tests.proxy.proxies import stats
 from tests.proxy.relay import Relay
 from tests.proxy.staleness import Hammer, Watch
 
 BOUND_MS = 100.0
 Eventually = Callable[..., Any]
-
-
-def stats(proxy: Any) -> dict[str, int]:
-    """The proxy's counters."""
-    counters: dict[str, int] = json.loads(proxy.stats())
-    return counters
-
-
-@pytest.fixture
-def relay(own_server: EmbeddedServer) -> Iterator[Relay]:
-    """A relay before a server of this test's own."""
-    made = Relay(own_server.address)
-    yield made
-    made.close()
 
 
 def until_served_locally(proxy: Any, eventually: Eventually, hits: int = 200) -> None:

@@ -4,15 +4,13 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import pytest
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from keyheat.server.embedded import EmbeddedServer
+from tests.proxy.proxies import client, connect, is_up, stats
 from tests.proxy.relay import Relay
 
 Eventually = Callable[..., Any]
@@ -27,30 +25,10 @@ RULES = [
 ]
 
 
-@pytest.fixture
-def relay(own_server: EmbeddedServer) -> Iterator[Relay]:
-    """A relay before a server of this test's own."""
-    made = Relay(own_server.address)
-    yield made
-    made.close()
-
-
-def stats(proxy: Any) -> dict[str, int]:
-    """The proxy's counters."""
-    counters: dict[str, int] = json.loads(proxy.stats())
-    return counters
-
-
 def local_cache(proxy: Any) -> dict[str, Any]:
     """Whether it answers locally, and why not."""
     state: dict[str, Any] = json.loads(proxy.hot())["local_cache"]
     return state
-
-
-def client(proxy: Any, **options: Any) -> Any:
-    """A redis-py client that does not try again by itself."""
-    host, port = proxy.listen.rsplit(":", 1)
-    return redis.Redis(host=host, port=int(port), retry=Retry(NoBackoff(), 0), **options)
 
 
 def reads(r: Any, count: int = 20) -> bool:
@@ -140,21 +118,6 @@ def test_a_tracking_connection_that_hangs_at_its_first_registration_is_opened_an
 def set_of(size: int) -> bytes:
     """A SET of so many bytes."""
     return b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$%d\r\n%s\r\n" % (size, bytes(size))
-
-
-def connect(proxy: Any) -> socket.socket:
-    """A plain connection to the proxy."""
-    host, port = proxy.listen.rsplit(":", 1)
-    s = socket.create_connection((host, int(port)))
-    s.settimeout(20)
-    return s
-
-
-def is_up(proxy: Any) -> bool:
-    """Whether a request of a plain connection is served, so that the one it shares upstream is there."""
-    with connect(proxy) as s:
-        s.sendall(b"EXISTS x\r\n")
-        return s.recv(1000).startswith(b":")
 
 
 def test_an_upstream_that_takes_nothing_for_its_timeout_is_given_up(

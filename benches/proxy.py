@@ -3,6 +3,7 @@
     .venv/bin/python benches/proxy.py            the full run, about a quarter of an hour
     .venv/bin/python benches/proxy.py --small    64 B values only, about a minute
     .venv/bin/python benches/proxy.py --only '64 B P1 .*(keyheat|twemproxy)$'
+    .venv/bin/python benches/proxy.py --only '64 B P1 uniform' --cores 0,1,0
 
 How it measures and what it refuses to count is told in `benches/README.md`; the code is in
 `benches/proxy_bench/`, in reading order: `plan`, `peers`, `measure`, `report`.
@@ -10,6 +11,7 @@ How it measures and what it refuses to count is told in `benches/README.md`; the
 
 import argparse
 import contextlib
+import os
 import re
 import signal
 import sys
@@ -73,6 +75,9 @@ def main() -> int:
             server = stack.enter_context(EmbeddedServer(binary=find_binary(prefer_wheel=True)))
             about = report.surroundings(server, programs)
             peers = _start_peers(stack, server, programs, {case.peer for case in cases}, missing)
+            if options.cores:
+                _pin([peer.pid for peer in peers.values()], server.pid, *options.cores)
+                about["pinned to cores (proxy, server, clients)"] = ", ".join(map(str, options.cores))
             bench = Bench(server, programs["redis-benchmark"])
             patience = Patience(PATIENCE_SMALL_S if options.small else PATIENCE_S)
             samples = _run(bench, peers, cases, patience, wrong)
@@ -98,10 +103,33 @@ def _options() -> argparse.Namespace:
         "--only", default="", metavar="REGEX", help="only cases such as '64 B P16 uniform keyheat'"
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder to write to")
+    parser.add_argument(
+        "--cores",
+        type=_cores,
+        metavar="PROXY,SERVER,CLIENTS",
+        help="pin each to one core: what a request costs depends on who shares one",
+    )
     options = parser.parse_args()
     if options.pairs is not None and options.pairs < 1:
         parser.error("--pairs: 1 or more")
     return options
+
+
+def _cores(text: str) -> tuple[int, int, int]:
+    try:
+        proxy, server, clients = map(int, text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError("three numbers of cores, such as 0,1,0") from error
+    if missing := {proxy, server, clients} - os.sched_getaffinity(0):
+        raise argparse.ArgumentTypeError(f"there is no core {', '.join(map(str, sorted(missing)))} here")
+    return proxy, server, clients
+
+
+def _pin(proxies: list[int], server_pid: int, proxy: int, server: int, clients: int) -> None:
+    """Pin processes, all their threads, and what this process starts from now on."""
+    for pid, core in [*((pid, proxy) for pid in proxies), (server_pid, server), (os.getpid(), clients)]:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), {core})
 
 
 def _command(options: argparse.Namespace) -> str:
@@ -109,6 +137,7 @@ def _command(options: argparse.Namespace) -> str:
     words += [
         f"--pairs {options.pairs}" if options.pairs else "",
         f"--only '{options.only}'" if options.only else "",
+        f"--cores {','.join(map(str, options.cores))}" if options.cores else "",
     ]
     return " ".join(filter(None, words))
 

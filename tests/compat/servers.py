@@ -15,7 +15,7 @@ from keyheat.server.embedded import EmbeddedServer
 
 # As in redis-py's own docker-compose.yml.
 _CONFIG: Final = {"enable-debug-command": "yes", "enable-module-command": "yes"}
-_HOT_AT_ONCE: Final = [
+HOT_AT_ONCE: Final = [
     {
         "name": "all",
         "match": {"any": True},
@@ -61,7 +61,7 @@ def through_proxy(server: Server, *, port: int = 0) -> Iterator[Server]:
         "listen": f"127.0.0.1:{port}",
         "log": "error",
         "upstream": {"addresses": [urlsplit(server.url).netloc]},
-        "rules": _HOT_AT_ONCE,
+        "rules": HOT_AT_ONCE,
         "auth": "pass_through",
         "shards": 2,
     }

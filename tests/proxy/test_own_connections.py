@@ -92,6 +92,25 @@ def test_optin_caching_concerns_the_next_command_only(proxy: Any, wires: Any) ->
     assert say(other, "CLIENT CACHING YES")[0].startswith(b"-ERR CLIENT CACHING can be called only")
 
 
+def test_caching_may_be_asked_for_inside_a_transaction(proxy: Any, wires: Any) -> None:
+    # redis-rs asks so in an atomic pipeline.
+    wire, other = wires(proxy.listen), wires(proxy.listen)
+    say(other, "SET {t}a 1", "SET {t}b 2")
+    say(wire, "HELLO 3", "CLIENT TRACKING ON OPTIN")
+    replies = say(wire, "MULTI", "CLIENT CACHING YES", "MGET {t}a {t}b", "EXEC", "GET {t}c")
+    assert replies[1:4] == [
+        b"+QUEUED\r\n",
+        b"+QUEUED\r\n",
+        b"*2\r\n+OK\r\n*2\r\n$1\r\n1\r\n$1\r\n2\r\n",
+    ]
+    say(other, "SET {t}c 1", "SET {t}b 1")
+    assert b"{t}b" in wire.reply()
+    # Who does not track hears of it when the transaction runs.
+    replies = say(other, "MULTI", "CLIENT CACHING YES", "GET {t}a", "EXEC", "GET {t}a")
+    assert replies[3].startswith(b"*2\r\n-ERR CLIENT CACHING can be called only")
+    assert replies[4] == b"$1\r\n1\r\n"
+
+
 def test_transactions_and_waits_of_a_tracking_client_work(proxy: Any, wires: Any) -> None:
     wire, other = wires(proxy.listen), wires(proxy.listen)
     say(wire, "HELLO 3", "CLIENT TRACKING ON")

@@ -29,6 +29,39 @@ def proxy(valkey: str, proxy_factory: Any, eventually: Eventually) -> Any:
 # --- 1. What follows in one piece behind a command that ends or changes a session.
 
 
+def test_a_select_inside_multi_holds_once_it_has_run(proxy: Any, wires: Any) -> None:
+    # As multi().select(1) of node-redis.
+    wire, other = wires(proxy.listen), wires(proxy.listen)
+    replies = say(wire, "SET k zero", "MULTI", "SELECT 1", "SET k one", "SELECT 99", "EXEC")
+    replies += say(wire, "GET k", "CLIENT INFO")
+    assert replies[2:5] == [b"+QUEUED\r\n"] * 3
+    assert replies[5].startswith(b"*3\r\n+OK\r\n+OK\r\n-ERR DB index is out of range")
+    assert replies[6] == b"$3\r\none\r\n"
+    assert b" db=1 " in replies[7]
+    assert say(other, "GET k", "SELECT 1", "GET k") == [b"$4\r\nzero\r\n", b"+OK\r\n", b"$3\r\none\r\n"]
+    # The connection of the transaction goes to whoever is in its database now.
+    assert say(wires(proxy.listen), "MULTI", "GET k", "EXEC")[2] == b"*1\r\n$4\r\nzero\r\n"
+
+
+@pytest.mark.parametrize("end", ["DISCARD", "EXEC"])
+def test_a_select_inside_multi_that_did_not_run_changes_nothing(end: str, proxy: Any, wires: Any) -> None:
+    wire, other = wires(proxy.listen), wires(proxy.listen)
+    say(wire, "SET k zero", "WATCH k")
+    say(other, "SET k other")
+    say(wire, "MULTI", "SELECT 1", "SET k one", end)
+    assert b" db=0 " in say(wire, "CLIENT INFO")[0]
+    assert say(wire, "GET k", "BLPOP none 0.01") == [b"$5\r\nother\r\n", b"*-1\r\n"]
+    assert b" db=0 " in say(wire, "CLIENT INFO")[0]
+
+
+def test_a_select_inside_multi_is_seen_in_a_reply_that_comes_in_pieces(proxy: Any, wires: Any) -> None:
+    wire = wires(proxy.listen)
+    say(wire, command("SET", "big", "v" * 3_000_000))
+    replies = say(wire, "MULTI", "GET big", "SELECT 1", "EXEC")
+    assert replies[3] == b"*2\r\n$3000000\r\n" + b"v" * 3_000_000 + b"\r\n+OK\r\n"
+    assert b" db=1 " in say(wire, "CLIENT INFO")[0]
+
+
 def test_a_select_in_a_pipeline_holds_for_what_follows(proxy: Any, valkey: str, wires: Any) -> None:
     assert say(wires(proxy.listen), "SELECT 3", "SET only3 x") == [b"+OK\r\n", b"+OK\r\n"]
     assert ask(valkey, "EXISTS", "only3") == b":0\r\n"

@@ -159,6 +159,9 @@ pub(super) struct Client {
     pub is_watch_lost: bool,
     /// Commands of a transaction that came before its node was known.
     pub queued: Vec<Vec<u8>>,
+    /// How many commands the transaction has, and of these each SELECT: its place and its database.
+    pub queued_count: usize,
+    pub queued_selects: Vec<(usize, u32)>,
     /// The transaction may write keys that it does not name.
     pub writes_all: bool,
     /// A (P)SUBSCRIBE or (P)UNSUBSCRIBE is not confirmed yet.
@@ -242,6 +245,8 @@ impl Client {
             is_aborted: false,
             is_watch_lost: false,
             queued: Vec::new(),
+            queued_count: 0,
+            queued_selects: Vec::new(),
             writes_all: false,
             is_subscribing: false,
             is_active: false,

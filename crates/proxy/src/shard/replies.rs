@@ -139,11 +139,20 @@ impl Shard {
         } else {
             up.partial.first() == Some(&b'>')
         };
-        let front = up.pending.front().copied();
+        let (front, role) = (up.pending.front().copied(), up.role);
+        // What was selected in a transaction is known from its whole reply.
+        let selects = front.filter(|p| p.has(Pending::RELEASES)).is_some_and(|p| {
+            let Owner::Client(ticket) = p.owner else {
+                return false;
+            };
+            self.client(ticket.client)
+                .is_some_and(|c| !c.queued_selects.is_empty())
+        });
+        let up = &mut self.upstreams[index as usize];
         if let (Some(Owner::Client(ticket)), false, true) = (
             front.map(|p| p.owner),
-            is_push,
-            matches!(up.role, Role::Shared | Role::Reader | Role::Pinned(_)),
+            is_push || selects,
+            matches!(role, Role::Shared | Role::Reader | Role::Pinned(_)),
         ) {
             up.streamed += piece.len() as u64;
             let total = up.streamed;

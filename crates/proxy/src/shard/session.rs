@@ -9,7 +9,8 @@
 //! sent when that key is seen.
 
 use keyheat_resp::command::Command;
-use keyheat_resp::{encode, Protocol};
+use keyheat_resp::reply::{parse, Value};
+use keyheat_resp::{encode, Limits, Protocol};
 
 use super::classify::{Class, Local, Merge, Session};
 use super::client::{ClientId, Ticket, Transaction};
@@ -26,6 +27,20 @@ const LOST_SESSION: &str = "ERR keyheat: this cannot be part of a transaction";
 /// What EXEC answers where a command of the transaction was refused.
 pub(super) const EXEC_ABORT: &[u8] =
     b"-EXECABORT Transaction discarded because of previous errors.\r\n";
+
+/// In which database a transaction left its connection: that of its last SELECT that went well.
+fn selected_in(selects: &[(usize, u32)], reply: &[u8]) -> Option<u32> {
+    if selects.is_empty() {
+        return None;
+    }
+    let Ok(Some((Value::Array(replies), _))) = parse(reply, &Limits::default()) else {
+        return None;
+    };
+    let is_good =
+        |place: usize| matches!(replies.get(place), Some(Value::Simple(text)) if text == b"OK");
+    let (_, db) = selects.iter().rev().find(|(place, _)| is_good(*place))?;
+    Some(*db)
+}
 
 impl Shard {
     /// A request of a client inside `MULTI` or with subscriptions. `None`: nothing special.
@@ -75,6 +90,13 @@ impl Shard {
             | Class::AnyNode
             | Class::Apart
             | Class::OneServerOnly => Some(self.queue_command(id, request, command)),
+            // A client that tracks has its transactions on the connection that tracks.
+            Class::Local(Local::Client)
+                if request.argc() == 3 && request.arg(1).eq_ignore_ascii_case(b"caching") =>
+            {
+                Some(self.queue_command(id, request, command))
+            }
+            Class::Local(Local::Select) => Some(self.queue_select(id, request, command)),
             Class::AllNodes(_) | Class::Scan => {
                 let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
                 if is_cluster {
@@ -138,11 +160,32 @@ impl Shard {
         }
     }
 
+    /// `SELECT` inside a transaction: the client is in that database once it has run.
+    fn queue_select(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        command: Option<&'static Command>,
+    ) -> Flow {
+        if self.topology.as_ref().is_some_and(|t| t.is_cluster()) {
+            return self.refuse(id, LOST_SESSION);
+        }
+        let db = std::str::from_utf8(request.arg(1))
+            .ok()
+            .and_then(|s| s.parse().ok());
+        if let (Some(db), Some(client)) = (db, self.client(id)) {
+            client.queued_selects.push((client.queued_count, db));
+        }
+        self.queue_command(id, request, command)
+    }
+
     fn multi(&mut self, id: ClientId) -> Flow {
         if let Some(client) = self.client(id) {
             client.transaction = Transaction::Pending;
             client.is_aborted = false;
             client.queued.clear();
+            client.queued_count = 0;
+            client.queued_selects.clear();
             client.writes_all = false;
             client.written_keys.clear();
             client.reply(|out| encode::simple(out, "OK"));
@@ -188,10 +231,9 @@ impl Shard {
         command: Option<&'static Command>,
     ) -> Flow {
         let mut wanted = None;
-        if command.is_none() {
-            if let Some(client) = self.client(id) {
-                client.writes_all = true;
-            }
+        if let Some(client) = self.client(id) {
+            client.queued_count += 1;
+            client.writes_all |= command.is_none();
         }
         if let Some(command) = command {
             match self.keys_of(request, command) {
@@ -354,6 +396,7 @@ impl Shard {
         client.is_aborted = false;
         client.is_watch_lost = false;
         client.queued.clear();
+        client.queued_selects.clear();
         client.writes_all = false;
         client.written_keys.clear();
         let own = client.own.as_ref();
@@ -496,7 +539,9 @@ impl Shard {
         };
         client.releases_pinned = false;
         let wanted = client.wanted_db.take();
-        let selected = wanted.filter(|_| reply == b"+OK\r\n");
+        let selected = wanted
+            .filter(|_| reply == b"+OK\r\n")
+            .or_else(|| selected_in(&std::mem::take(&mut client.queued_selects), reply));
         client.db = selected.unwrap_or(client.db);
         if let (Some(db), Some(index)) = (selected, client.pinned) {
             if let Some(up) = self.upstreams.get_mut(index as usize) {
@@ -588,6 +633,7 @@ impl Shard {
         client.is_aborted = false;
         client.is_watch_lost = false;
         client.queued.clear();
+        client.queued_selects.clear();
         client.writes_all = false;
         client.counts = [0, 0];
         client.subscriptions = 0;

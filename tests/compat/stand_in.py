@@ -110,10 +110,12 @@ def _settings(options: dict[str, list[str]], *, upstream: str, password: str | N
 def _serve(settings: dict[str, Any]) -> int:
     from keyheat._keyheat import Proxy  # noqa: PLC0415 - only what stands in needs it built
 
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     proxy = Proxy(json.dumps(settings))
     proxy.start()
     try:
-        signal.sigwait({signal.SIGTERM, signal.SIGINT})
+        signal.sigwait(ends)
     finally:
         proxy.stop()
     return 0

@@ -357,14 +357,16 @@ impl Shard {
     }
 
     fn tell_owners(&mut self, up: &mut Upstream, name: &str, why: &str) {
-        let unsent = match up.refusal.take() {
-            Some(said) => said,
-            None => format!("ERR keyheat: upstream {name} cannot be reached: {why}"),
+        let (unsent, unknown) = match up.refusal.take() {
+            Some(said) => (said.clone(), said),
+            None => (
+                format!("ERR keyheat: upstream {name} cannot be reached: {why}"),
+                format!(
+                    "ERR keyheat: lost the connection to upstream {name} before its reply ({why}); \
+                     the command may have run"
+                ),
+            ),
         };
-        let unknown = format!(
-            "ERR keyheat: lost the connection to upstream {name} before its reply ({why}); \
-             the command may have run"
-        );
         let mut is_first = true;
         while let Some((pending, range)) = up.pop() {
             let text = if range.start >= up.sent || up.stage != Stage::Ready {

@@ -288,7 +288,14 @@ impl Shard {
         self.settle_access(&pending, primary, frame.len() as u64, &request);
         self.give(&pending, frame);
         if pending.owner == Owner::Multi && is_error {
-            // What follows would run at once instead of being queued.
+            // What follows would run at once instead of being queued. What is on its way has.
+            if let Some(up) = self.upstreams.get_mut(index as usize) {
+                let said = String::from_utf8_lossy(&frame[1..]);
+                up.refusal = Some(format!(
+                    "{} (MULTI; what followed may have run)",
+                    said.trim_end()
+                ));
+            }
             return self.close_upstream(index, "it refused MULTI");
         }
         if matches!(pending.owner, Owner::Part { .. }) {

@@ -28,18 +28,24 @@ const LOST_SESSION: &str = "ERR keyheat: this cannot be part of a transaction";
 pub(super) const EXEC_ABORT: &[u8] =
     b"-EXECABORT Transaction discarded because of previous errors.\r\n";
 
-/// In which database a transaction left its connection: that of its last SELECT that went well.
-fn selected_in(selects: &[(usize, u32)], reply: &[u8]) -> Option<u32> {
+/// In which database a transaction left its connection, where not in the one before: that of its last SELECT that
+/// went well.
+///
+/// # Errors
+/// The reply nests too deep to be looked into.
+fn selected_in(selects: &[(usize, u32)], reply: &[u8]) -> Result<Option<u32>, ()> {
     if selects.is_empty() {
-        return None;
+        return Ok(None);
     }
-    let Ok(Some((Value::Array(replies), _))) = parse(reply, &Limits::default()) else {
-        return None;
+    let replies = match parse(reply, &Limits::default()) {
+        Ok(Some((Value::Array(replies), _))) => replies,
+        Ok(_) => return Ok(None),
+        Err(_) => return Err(()),
     };
     let is_good =
         |place: usize| matches!(replies.get(place), Some(Value::Simple(text)) if text == b"OK");
-    let (_, db) = selects.iter().rev().find(|(place, _)| is_good(*place))?;
-    Some(*db)
+    let last = selects.iter().rev().find(|(place, _)| is_good(*place));
+    Ok(last.map(|(_, db)| *db))
 }
 
 impl Shard {
@@ -539,9 +545,15 @@ impl Shard {
         };
         client.releases_pinned = false;
         let wanted = client.wanted_db.take();
+        let in_transaction = selected_in(&std::mem::take(&mut client.queued_selects), reply);
+        if in_transaction.is_err() {
+            // Where the connection is now is not known: it goes with its client.
+            client.is_closing = true;
+            return self.mark_client(id);
+        }
         let selected = wanted
             .filter(|_| reply == b"+OK\r\n")
-            .or_else(|| selected_in(&std::mem::take(&mut client.queued_selects), reply));
+            .or_else(|| in_transaction.ok().flatten());
         client.db = selected.unwrap_or(client.db);
         if let (Some(db), Some(index)) = (selected, client.pinned) {
             if let Some(up) = self.upstreams.get_mut(index as usize) {
@@ -660,5 +672,25 @@ impl Shard {
             client.wanted_db = db;
         }
         self.on_pinned(id, request.frame, Pending::RELEASES)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_leaves_its_connection_in_the_database_of_its_last_good_select() {
+        let selects = [(0, 1), (2, 2), (3, 99)];
+        let reply = b"*4\r\n+OK\r\n:1\r\n+OK\r\n-ERR DB index is out of range\r\n";
+        assert_eq!(selected_in(&selects, reply), Ok(Some(2)));
+        assert_eq!(selected_in(&[], reply), Ok(None));
+        for nothing in [&b"*-1\r\n"[..], b"_\r\n", b"-EXECABORT no\r\n", b"+OK\r\n"] {
+            assert_eq!(selected_in(&selects, nothing), Ok(None), "{nothing:?}");
+        }
+        let mut deep = b"*2\r\n+OK\r\n".to_vec();
+        deep.extend(b"*1\r\n".repeat(100_000));
+        deep.extend(b":1\r\n");
+        assert_eq!(selected_in(&selects, &deep), Err(()));
     }
 }

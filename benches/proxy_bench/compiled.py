@@ -9,13 +9,14 @@ _HERE: Final = Path(__file__).parent
 
 
 def compile_c(name: str, target: Path) -> Path:
-    """The program made of `name`.c, made anew if the source is newer.
+    """The program made of `name`.c, made anew if the source or a header is newer.
 
     Raises:
         OSError: There is no compiler, or it does not accept the source.
     """
     source, made = _HERE / f"{name}.c", target / "bench-c" / name
-    if made.exists() and made.stat().st_mtime > source.stat().st_mtime:
+    newest = max(file.stat().st_mtime for file in [source, *_HERE.glob("*.h")])
+    if made.exists() and made.stat().st_mtime > newest:
         return made
     compiler = shutil.which("cc")
     if compiler is None:

@@ -5,18 +5,12 @@
  *
  * forwarder PORT UPSTREAM_PORT, both on 127.0.0.1, one thread. */
 #define _GNU_SOURCE
+#include "loopback.h"
 #include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
-#define DESCRIPTORS 65536
 #define WAITING 65536 /* requests on their way: a power of two */
 
 struct bytes {
@@ -26,8 +20,6 @@ struct bytes {
 static struct bytes in[DESCRIPTORS], out[DESCRIPTORS];
 static int waiting[WAITING], touched[DESCRIPTORS], touched_count;
 static unsigned first, last;
-
-static void die(const char *what) { perror(what); exit(1); }
 
 static void make_room(struct bytes *b, size_t more) {
     if (b->size + more <= b->room) return;
@@ -88,23 +80,10 @@ static void take(int fd, int up) {
     memmove(in[fd].at, at, in[fd].size = (size_t)(end - at));
 }
 
-static struct sockaddr_in at_port(const char *port) {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    address.sin_port = htons((uint16_t)atoi(port));
-    return address;
-}
-
-static void watch(int queue, int fd) {
-    int one = 1;
-    struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    if (fd >= DESCRIPTORS || epoll_ctl(queue, EPOLL_CTL_ADD, fd, &event)) die("epoll_ctl");
-}
-
 int main(int count, char **words) {
     if (count != 3) return 2;
     struct epoll_event ready[256];
-    struct sockaddr_in here = at_port(words[1]), there = at_port(words[2]);
+    struct sockaddr_in here = at(words[1]), there = at(words[2]);
     int one = 1, queue = epoll_create1(0), door = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     int up = socket(AF_INET, SOCK_STREAM, 0);
     setsockopt(door, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from tests.conftest import ProxyFactory
-from tests.proxy.proxies import connect, stats
+from tests.proxy.proxies import ask, connect, stats
 
 Eventually = Callable[..., Any]
 TOO_LONG = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$20971520\r\n" + b"x" * (20 << 20) + b"\r\n"
@@ -231,6 +231,8 @@ def test_a_client_that_asks_for_much_at_once_and_reads_slowly_is_held_back_and_n
     with client_of(proxy) as client:
         client.set("big", b"x" * 500_000)
     with connect(proxy) as late:
+        for _ in range(200):  # what writes are answered says nothing of reads
+            assert ask(late, b"SET small 1\r\n") == b"+OK\r\n"
         late.sendall(b"GET big\r\n" * 400 + b"PING\r\n")
         until = time.monotonic() + 0.7
         while time.monotonic() < until:
@@ -242,6 +244,21 @@ def test_a_client_that_asks_for_much_at_once_and_reads_slowly_is_held_back_and_n
             assert piece
             left -= len(piece)
     assert stats(proxy)["clients_cut"] == 0
+
+
+def test_a_transaction_that_selects_a_database_is_bounded_as_others_are(
+    proxy_factory: ProxyFactory, valkey: str, eventually: Eventually
+) -> None:
+    proxy = proxy_factory(valkey, shards=1, buffers_max_bytes=16 << 20)
+    with client_of(proxy) as client:
+        client.set("big", b"x" * (1 << 20))
+    half = b"y" * 1_500_000
+    with connect(proxy) as slow, connect(proxy) as other:
+        other.sendall(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$3000000\r\n" + half)
+        slow.sendall(b"MULTI\r\nSELECT 0\r\n" + b"GET big\r\n" * 60 + b"EXEC\r\n")
+        eventually(lambda: stats(proxy)["clients_cut"] == 1)
+        other.sendall(half + b"\r\n")
+        assert other.recv(100) == b"+OK\r\n"
 
 
 def test_local_replies_behind_one_that_is_late_are_not_made_before_it_comes(

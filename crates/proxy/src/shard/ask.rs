@@ -295,7 +295,7 @@ pub(super) fn describe(c: &Client, user: &str, now: Nanos) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let multi = match c.transaction {
         Transaction::None => -1,
-        _ => c.queued.len() as i64,
+        _ => c.queued_count as i64,
     };
     format!(
         "id={} addr={} laddr={} fd={} name={} age={} idle={} flags={} db={} sub={} psub=0 ssub={} \

@@ -13,6 +13,7 @@ use keyheat_resp::request::RequestParser;
 use keyheat_resp::Protocol;
 
 use super::own::Own;
+use super::selects::Selects;
 use super::subscribe::Listening;
 use super::users::{Authenticating, SERVICE};
 use crate::stream::Stream;
@@ -30,6 +31,9 @@ const REPLIES_SOFT_BYTES: usize = 4 << 20;
 const REPLY_GUESS_BYTES: usize = 256 * 1024;
 /// A client for which less is held is not worth cutting.
 pub(super) const LITTLE_BYTES: usize = 1 << 20;
+
+/// So many reads of one client are on their way at most, however short its replies are: the next may be long.
+const READS_AT_ONCE: usize = 128;
 
 /// What one client may have to read before it is held back: well below what it would be cut for.
 pub(super) fn replies_soft_bytes(budget: usize, output_max: usize) -> usize {
@@ -57,6 +61,8 @@ struct Slot {
     is_done: bool,
     /// The client does not want this reply (`CLIENT REPLY`).
     is_muted: bool,
+    /// Its reply tells nothing of what this client reads.
+    is_write: bool,
     /// Bytes of the request, held upstream until it is answered.
     cost: usize,
 }
@@ -124,7 +130,7 @@ pub(super) struct Client {
     head: u32,
     /// So much of the oldest slot's reply has been written; it is not whole yet.
     streamed: usize,
-    /// Slots whose replies have not come yet, and how long a reply of this client is of late.
+    /// Reads whose replies have not come yet, and how long a reply of this client is of late.
     unanswered: usize,
     reply_bytes: usize,
     /// Bytes of requests that are unanswered, and of replies that came before their turn.
@@ -159,9 +165,9 @@ pub(super) struct Client {
     pub is_watch_lost: bool,
     /// Commands of a transaction that came before its node was known.
     pub queued: Vec<Vec<u8>>,
-    /// How many commands the transaction has, and of these each SELECT: its place and its database.
+    /// How many commands the transaction has, and what it selects.
     pub queued_count: usize,
-    pub queued_selects: Vec<(usize, u32)>,
+    pub selects: Option<Box<Selects>>,
     /// The transaction may write keys that it does not name.
     pub writes_all: bool,
     /// A (P)SUBSCRIBE or (P)UNSUBSCRIBE is not confirmed yet.
@@ -246,7 +252,7 @@ impl Client {
             is_watch_lost: false,
             queued: Vec::new(),
             queued_count: 0,
-            queued_selects: Vec::new(),
+            selects: None,
             writes_all: false,
             is_subscribing: false,
             is_active: false,
@@ -311,6 +317,11 @@ impl Client {
     /// Remembers that `seq` is a write.
     pub fn note_write(&mut self, seq: u32) {
         self.last_write = seq;
+        let place = seq.wrapping_sub(self.head) as usize;
+        if let Some(slot) = self.slots.get_mut(place) {
+            self.unanswered -= usize::from(!slot.is_write);
+            slot.is_write = true;
+        }
     }
 
     /// Remembers that `seq` waits for a fill.
@@ -375,7 +386,8 @@ impl Client {
     ///
     /// `replies_max`: bytes it may have to read, what is on its way included.
     pub fn is_full(&self, replies_max: usize) -> bool {
-        let expected = self.unanswered.saturating_mul(self.reply_bytes);
+        let each = self.reply_bytes.max(replies_max / READS_AT_ONCE);
+        let expected = self.unanswered.saturating_mul(each);
         self.asked > REQUESTS_SOFT_BYTES || self.unread().saturating_add(expected) > replies_max
     }
 
@@ -465,8 +477,7 @@ impl Client {
             self.slots.push_back(Slot {
                 data,
                 is_done: true,
-                is_muted: false,
-                cost: 0,
+                ..Slot::default()
             });
         }
     }
@@ -481,8 +492,8 @@ impl Client {
                     slot.data.extend_from_slice(piece);
                     self.held += piece.len();
                 }
-                let length = slot.data.len();
-                if is_done {
+                let (length, is_write) = (slot.data.len(), slot.is_write);
+                if is_done && !is_write {
                     self.learn_length(length);
                 }
             }
@@ -491,13 +502,16 @@ impl Client {
         let Some(front) = self.slots.front() else {
             return;
         };
+        let is_write = front.is_write;
         if !front.is_muted {
             self.out.extend_from_slice(piece);
             self.streamed += piece.len();
         }
         if is_done {
             let length = std::mem::take(&mut self.streamed);
-            self.learn_length(length);
+            if !is_write {
+                self.learn_length(length);
+            }
             self.advance();
         }
     }
@@ -549,8 +563,7 @@ impl Client {
         self.slots.push_back(Slot {
             data: message.to_vec(),
             is_done: true,
-            is_muted: false,
-            cost: 0,
+            ..Slot::default()
         });
     }
 
@@ -700,7 +713,16 @@ mod tests {
             let a = c.open_slot(0);
             c.deliver(a, b"short", true);
         }
-        assert!(at_once(&mut c) > 4096);
+        // The next may be long again, but as many writes as it likes.
+        assert_eq!(at_once(&mut c), READS_AT_ONCE);
+        for _ in 0..1_000 {
+            let a = c.open_slot(0);
+            c.note_write(a);
+        }
+        assert!(!c.is_full(REPLIES_SOFT_BYTES));
+        while !c.is_clear() {
+            c.deliver(c.head, b"+OK", true);
+        }
         let a = c.open_slot(0);
         c.deliver(a, &[b'x'; 1 << 19], false);
         c.deliver(a, &[b'x'; 1 << 19], true);

@@ -328,7 +328,8 @@ impl Shard {
         state.shared.retain(|(_, _, _, i)| *i != index);
         state.readers.retain(|(_, _, _, i)| *i != index);
         state.idle.retain(|i| *i != index);
-        if matches!(up.role, Role::Shared | Role::Pinned(Some(_))) && up.stage == Stage::Ready {
+        let is_lost = up.refusal.is_none() && up.stage == Stage::Ready;
+        if is_lost && matches!(up.role, Role::Shared | Role::Pinned(Some(_))) {
             state.losses = state.losses.wrapping_add(1);
         }
         if up.role == Role::Reader {

@@ -17,7 +17,7 @@
 //! - `classify`: what is done with each command
 //! - `greet`: what comes before requests; `serve`: requests in
 //! - `locals`: commands answered here
-//! - `session`: transactions and blocking commands; `subscribe`: subscriptions, `MONITOR`
+//! - `session`: transactions (`selects`: where they leave a connection) and blocking commands; `subscribe`: subscriptions, `MONITOR`
 //!   (`shard_channels`, `keyspace`: before a Cluster)
 //! - `users`: clients as users of the server
 //! - `own`: clients with connections of their own; `wait`: `WAIT`
@@ -64,6 +64,7 @@ mod redirect;
 mod replicas;
 mod replication;
 mod replies;
+mod selects;
 mod serve;
 mod session;
 mod settings;

@@ -139,25 +139,22 @@ impl Shard {
         } else {
             up.partial.first() == Some(&b'>')
         };
-        let (front, role) = (up.pending.front().copied(), up.role);
-        // What was selected in a transaction is known from its whole reply.
-        let selects = front.filter(|p| p.has(Pending::RELEASES)).is_some_and(|p| {
-            let Owner::Client(ticket) = p.owner else {
-                return false;
-            };
-            self.client(ticket.client)
-                .is_some_and(|c| !c.queued_selects.is_empty())
-        });
-        let up = &mut self.upstreams[index as usize];
+        let front = up.pending.front().copied();
         if let (Some(Owner::Client(ticket)), false, true) = (
             front.map(|p| p.owner),
-            is_push || selects,
-            matches!(role, Role::Shared | Role::Reader | Role::Pinned(_)),
+            is_push,
+            matches!(up.role, Role::Shared | Role::Reader | Role::Pinned(_)),
         ) {
             up.streamed += piece.len() as u64;
             let total = up.streamed;
+            let releases = front.is_some_and(|p| p.has(Pending::RELEASES));
             if is_complete {
                 up.streamed = 0;
+            }
+            if releases {
+                self.follow_selects(ticket.client, piece);
+            }
+            if is_complete {
                 self.finish_streamed(index, total);
             }
             return self.pass_on(ticket.client, ticket.seq, piece, is_complete);
@@ -166,6 +163,12 @@ impl Shard {
         if is_complete {
             let frame = std::mem::take(&mut up.partial);
             self.take_frame(index, &frame);
+        }
+    }
+
+    fn follow_selects(&mut self, id: ClientId, piece: &[u8]) {
+        if let Some(selects) = self.client(id).and_then(|c| c.selects.as_mut()) {
+            selects.read(piece);
         }
     }
 

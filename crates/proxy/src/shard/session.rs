@@ -9,12 +9,12 @@
 //! sent when that key is seen.
 
 use keyheat_resp::command::Command;
-use keyheat_resp::reply::{parse, Value};
-use keyheat_resp::{encode, Limits, Protocol};
+use keyheat_resp::{encode, Protocol};
 
 use super::classify::{Class, Local, Merge, Session};
 use super::client::{ClientId, Ticket, Transaction};
 use super::jobs::How;
+use super::selects::Selects;
 use super::serve::{writes, Flow, Request};
 use super::upstream::{Owner, Pending, Role};
 use super::Shard;
@@ -27,26 +27,6 @@ const LOST_SESSION: &str = "ERR keyheat: this cannot be part of a transaction";
 /// What EXEC answers where a command of the transaction was refused.
 pub(super) const EXEC_ABORT: &[u8] =
     b"-EXECABORT Transaction discarded because of previous errors.\r\n";
-
-/// In which database a transaction left its connection, where not in the one before: that of its last SELECT that
-/// went well.
-///
-/// # Errors
-/// The reply nests too deep to be looked into.
-fn selected_in(selects: &[(usize, u32)], reply: &[u8]) -> Result<Option<u32>, ()> {
-    if selects.is_empty() {
-        return Ok(None);
-    }
-    let replies = match parse(reply, &Limits::default()) {
-        Ok(Some((Value::Array(replies), _))) => replies,
-        Ok(_) => return Ok(None),
-        Err(_) => return Err(()),
-    };
-    let is_good =
-        |place: usize| matches!(replies.get(place), Some(Value::Simple(text)) if text == b"OK");
-    let last = selects.iter().rev().find(|(place, _)| is_good(*place));
-    Ok(last.map(|(_, db)| *db))
-}
 
 impl Shard {
     /// A request of a client inside `MULTI` or with subscriptions. `None`: nothing special.
@@ -180,7 +160,8 @@ impl Shard {
             .ok()
             .and_then(|s| s.parse().ok());
         if let (Some(db), Some(client)) = (db, self.client(id)) {
-            client.queued_selects.push((client.queued_count, db));
+            let selects = client.selects.get_or_insert_with(|| Selects::new().into());
+            selects.note(client.queued_count, db);
         }
         self.queue_command(id, request, command)
     }
@@ -191,7 +172,7 @@ impl Shard {
             client.is_aborted = false;
             client.queued.clear();
             client.queued_count = 0;
-            client.queued_selects.clear();
+            client.selects = None;
             client.writes_all = false;
             client.written_keys.clear();
             client.reply(|out| encode::simple(out, "OK"));
@@ -402,7 +383,7 @@ impl Shard {
         client.is_aborted = false;
         client.is_watch_lost = false;
         client.queued.clear();
-        client.queued_selects.clear();
+        client.selects = None;
         client.writes_all = false;
         client.written_keys.clear();
         let own = client.own.as_ref();
@@ -545,15 +526,11 @@ impl Shard {
         };
         client.releases_pinned = false;
         let wanted = client.wanted_db.take();
-        let in_transaction = selected_in(&std::mem::take(&mut client.queued_selects), reply);
-        if in_transaction.is_err() {
-            // Where the connection is now is not known: it goes with its client.
-            client.is_closing = true;
-            return self.mark_client(id);
-        }
-        let selected = wanted
-            .filter(|_| reply == b"+OK\r\n")
-            .or_else(|| in_transaction.ok().flatten());
+        let selects = client.selects.take().and_then(|mut selects| {
+            selects.read(reply);
+            selects.selected()
+        });
+        let selected = wanted.filter(|_| reply == b"+OK\r\n").or(selects);
         client.db = selected.unwrap_or(client.db);
         if let (Some(db), Some(index)) = (selected, client.pinned) {
             if let Some(up) = self.upstreams.get_mut(index as usize) {
@@ -645,7 +622,7 @@ impl Shard {
         client.is_aborted = false;
         client.is_watch_lost = false;
         client.queued.clear();
-        client.queued_selects.clear();
+        client.selects = None;
         client.writes_all = false;
         client.counts = [0, 0];
         client.subscriptions = 0;
@@ -672,25 +649,5 @@ impl Shard {
             client.wanted_db = db;
         }
         self.on_pinned(id, request.frame, Pending::RELEASES)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_transaction_leaves_its_connection_in_the_database_of_its_last_good_select() {
-        let selects = [(0, 1), (2, 2), (3, 99)];
-        let reply = b"*4\r\n+OK\r\n:1\r\n+OK\r\n-ERR DB index is out of range\r\n";
-        assert_eq!(selected_in(&selects, reply), Ok(Some(2)));
-        assert_eq!(selected_in(&[], reply), Ok(None));
-        for nothing in [&b"*-1\r\n"[..], b"_\r\n", b"-EXECABORT no\r\n", b"+OK\r\n"] {
-            assert_eq!(selected_in(&selects, nothing), Ok(None), "{nothing:?}");
-        }
-        let mut deep = b"*2\r\n+OK\r\n".to_vec();
-        deep.extend(b"*1\r\n".repeat(100_000));
-        deep.extend(b":1\r\n");
-        assert_eq!(selected_in(&selects, &deep), Err(()));
     }
 }

@@ -17,7 +17,7 @@ use crate::stream::Stream;
 
 /// What a server may answer. A script may nest as deep as Lua's stack (some 8,000 tables) lets it, and to give up
 /// a connection for that would be at the cost of everybody on it.
-const REPLIES: Limits = Limits {
+pub(super) const REPLIES: Limits = Limits {
     depth_max: 65_536,
     ..Limits::DEFAULT
 };

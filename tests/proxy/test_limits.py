@@ -202,16 +202,29 @@ def cached(proxy_factory: ProxyFactory, upstream: str, eventually: Eventually, *
     return proxy
 
 
+def stays_small(proxy: Any, seconds: float) -> None:
+    """The proxy holds little for that long."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        assert stats(proxy)["buffer_bytes"] < 16 << 20
+        time.sleep(0.01)
+
+
+def read_on(stream: socket.socket, left: int) -> None:
+    """So many bytes come, and no others."""
+    while left:
+        piece = stream.recv(1 << 20)
+        assert piece
+        left -= len(piece)
+
+
 def test_a_client_that_pauses_in_a_pipeline_of_local_replies_goes_on(
     proxy_factory: ProxyFactory, valkey: str, eventually: Eventually
 ) -> None:
     proxy = cached(proxy_factory, valkey, eventually, buffers_max_bytes=32 << 20)
     with connect(proxy) as late:
         late.sendall(b"GET big\r\n" * 400 + b"PING\r\n")
-        until = time.monotonic() + 1
-        while time.monotonic() < until:
-            assert stats(proxy)["buffer_bytes"] < 16 << 20
-            time.sleep(0.01)
+        stays_small(proxy, 1)
         count = 0
         end = b""
         while end != b"+PONG\r\n":
@@ -234,15 +247,8 @@ def test_a_client_that_asks_for_much_at_once_and_reads_slowly_is_held_back_and_n
         for _ in range(200):  # what writes are answered says nothing of reads
             assert ask(late, b"SET small 1\r\n") == b"+OK\r\n"
         late.sendall(b"GET big\r\n" * 400 + b"PING\r\n")
-        until = time.monotonic() + 0.7
-        while time.monotonic() < until:
-            assert stats(proxy)["buffer_bytes"] < 16 << 20
-            time.sleep(0.01)
-        left = 400 * (500_000 + 11) + 7
-        while left:
-            piece = late.recv(1 << 20)
-            assert piece
-            left -= len(piece)
+        stays_small(proxy, 0.7)
+        read_on(late, 400 * (500_000 + 11) + 7)
     assert stats(proxy)["clients_cut"] == 0
 
 
@@ -268,15 +274,8 @@ def test_local_replies_behind_one_that_is_late_are_not_made_before_it_comes(
     with connect(proxy) as stream, own_server.client() as direct:
         direct.execute_command("CLIENT", "PAUSE", 1_000, "ALL")
         stream.sendall(b"GET cold\r\n" + b"GET big\r\n" * 200)
-        until = time.monotonic() + 0.7
-        while time.monotonic() < until:
-            assert stats(proxy)["buffer_bytes"] < 16 << 20
-            time.sleep(0.01)
-        left = 5 + 200 * (500_000 + 11)
-        while left:
-            piece = stream.recv(1 << 20)
-            assert piece
-            left -= len(piece)
+        stays_small(proxy, 0.7)
+        read_on(stream, 5 + 200 * (500_000 + 11))
     assert stats(proxy)["clients_cut"] == 0
 
 

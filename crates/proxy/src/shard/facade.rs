@@ -17,7 +17,7 @@ use crate::topology::NO_NODE;
 
 impl Shard {
     pub(super) fn cluster_command(&mut self, id: ClientId, request: &Request<'_>) -> Flow {
-        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let is_cluster = self.is_cluster();
         if !is_cluster {
             return self.any_node(id, request, None);
         }

@@ -196,7 +196,7 @@ impl Shard {
         let words = self.words_of(user);
         let service = self.words_of(SERVICE);
         let has_resp3 = self.topology.as_ref().is_some_and(|t| t.server.has_resp3);
-        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let is_cluster = self.is_cluster();
         let now = self.now;
         let up = &mut self.upstreams[index as usize];
         let mut step = |args: &[&[u8]], step: Step| {

@@ -24,9 +24,7 @@ impl Shard {
             Local::Select => self.select(id, request),
             Local::Client => self.client_command(id, request, command),
             Local::Cluster => self.cluster_command(id, request),
-            Local::OfCluster if !self.topology.as_ref().is_some_and(|t| t.is_cluster()) => {
-                self.any_node(id, request, command)
-            }
+            Local::OfCluster if !self.is_cluster() => self.any_node(id, request, command),
             Local::OfCluster => self.say(id, |out| encode::simple(out, "OK")),
             Local::Quit => {
                 if let Some(client) = self.client(id) {
@@ -262,7 +260,7 @@ impl Shard {
         let db = std::str::from_utf8(request.arg(1))
             .ok()
             .and_then(|s| s.parse::<u32>().ok());
-        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let is_cluster = self.is_cluster();
         if is_cluster && db.is_some_and(|db| db != 0) {
             return self.refuse(id, "ERR SELECT is not allowed in cluster mode");
         }

@@ -660,6 +660,11 @@ impl Shard {
             .filter(|c| c.generation == id.generation)
     }
 
+    /// Whether the upstream is a Cluster, as far as is known.
+    fn is_cluster(&self) -> bool {
+        self.topology.as_ref().is_some_and(|t| t.is_cluster())
+    }
+
     fn mark_client(&mut self, id: ClientId) {
         if let Some(client) = self.client(id) {
             if !client.is_dirty {

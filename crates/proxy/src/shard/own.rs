@@ -184,7 +184,7 @@ impl Shard {
     }
 
     fn caching(&mut self, id: ClientId, request: &Request<'_>) -> Flow {
-        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let is_cluster = self.is_cluster();
         let Some(own) = self.client(id).and_then(|c| c.own.as_mut()) else {
             return Flow::Next;
         };

@@ -27,7 +27,7 @@ impl Shard {
     ) -> bool {
         let may = matches!(pending.owner, Owner::Client(_) | Owner::Part { .. })
             && !pending.has(Pending::RELEASES);
-        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let is_cluster = self.is_cluster();
         if !may || !is_cluster || pending.redirects >= REDIRECTS_MAX {
             return false;
         }

@@ -379,7 +379,7 @@ impl Shard {
     /// Whether a replica's answer may come of its not knowing that the key's slot moves to another node: it
     /// has what the source has, and what has moved is gone there. Only an answer that says something is taken.
     pub(super) fn is_unsure(&self, pending: &Pending, frame: &[u8]) -> bool {
-        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let is_cluster = self.is_cluster();
         is_cluster && pending.has(Pending::HAS_KEY) && lacks_something(pending, frame)
     }
 

@@ -457,7 +457,7 @@ impl Shard {
                 | Class::OneServerOnly
                 | Class::Blocking
         );
-        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let is_cluster = self.is_cluster();
         let client = self.client(id).filter(|_| is_passed_on)?;
         if client.has_waiting_fill() || client.subscriptions > 0 || client.listening.is_some() {
             return None;
@@ -476,7 +476,7 @@ impl Shard {
         request: &Request<'_>,
         command: &'static Command,
     ) -> Result<Keys, &'static str> {
-        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let is_cluster = self.is_cluster();
         let mut keys = Keys {
             hash: 0,
             first: 0,
@@ -705,7 +705,7 @@ impl Shard {
     /// What may wait at the server until clients are unpaused goes on a connection of its own.
     #[cold]
     fn class_while_paused(&self, class: Class, command: Option<&'static Command>) -> Class {
-        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let is_cluster = self.is_cluster();
         match class {
             Class::AllNodes(merge) => Class::Beside(merge),
             Class::Split(_) | Class::OneServerOnly if is_cluster => class,
@@ -733,7 +733,7 @@ impl Shard {
         request: &Request<'_>,
         command: Option<&'static Command>,
     ) -> Flow {
-        if self.topology.as_ref().is_some_and(|t| t.is_cluster()) {
+        if self.is_cluster() {
             match request.arg(1).to_ascii_lowercase().as_slice() {
                 // They look at no key of the server's.
                 b"error" | b"protocol" | b"stringmatch-len" | b"help" => {
@@ -760,7 +760,7 @@ impl Shard {
         command: Option<&'static Command>,
     ) -> Flow {
         let nodes = self.topology.as_ref().map_or(0, |t| t.primaries.len());
-        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let is_cluster = self.is_cluster();
         // Of a subcommand that is not known here the server has something to say, if only that.
         let is_known = command.is_none_or(|c| c.subcommands.is_empty());
         if is_cluster && is_known {

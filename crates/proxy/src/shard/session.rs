@@ -84,8 +84,7 @@ impl Shard {
             }
             Class::Local(Local::Select) => Some(self.queue_select(id, request, command)),
             Class::AllNodes(_) | Class::Scan => {
-                let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
-                if is_cluster {
+                if self.is_cluster() {
                     return Some(self.refuse(id, LOST_SESSION));
                 }
                 Some(self.queue_command(id, request, command))
@@ -97,7 +96,7 @@ impl Shard {
     /// `MULTI` or `WATCH` inside a transaction. Whether it spoils the transaction depends on the server, so
     /// the server is told: at once, or with the rest where the node is not known yet.
     fn nested(&mut self, id: ClientId, request: &Request<'_>, text: &str) -> Flow {
-        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let is_cluster = self.is_cluster();
         let Some(client) = self.client(id) else {
             return Flow::Next;
         };
@@ -153,7 +152,7 @@ impl Shard {
         request: &Request<'_>,
         command: Option<&'static Command>,
     ) -> Flow {
-        if self.topology.as_ref().is_some_and(|t| t.is_cluster()) {
+        if self.is_cluster() {
             return self.refuse(id, LOST_SESSION);
         }
         let db = std::str::from_utf8(request.arg(1))
@@ -238,7 +237,7 @@ impl Shard {
                 self.remember_writes(id, request, command);
             }
         }
-        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let is_cluster = self.is_cluster();
         // The server says at once that it does not know a subcommand: it is not to be kept for later.
         let is_known = command.is_some_and(|c| c.subcommands.is_empty());
         if is_cluster && is_known && wanted.is_none() && self.pinned_node(id).is_none() {

@@ -40,7 +40,7 @@ pub(super) struct Confirmed {
 
 impl Shard {
     pub(super) fn subscribe(&mut self, id: ClientId, request: &Request<'_>) -> Flow {
-        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let is_cluster = self.is_cluster();
         let is_shard = request.arg(0)[0].eq_ignore_ascii_case(&b's')
             && !request.arg(0).eq_ignore_ascii_case(b"subscribe");
         let Some(client) = self.client(id) else {

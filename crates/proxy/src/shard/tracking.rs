@@ -134,7 +134,7 @@ impl Shard {
 
     /// Asks every tracking connection with something cached whether it is still what it was.
     pub(super) fn beat(&mut self) {
-        let is_cluster = self.topology.as_ref().is_some_and(|t| t.is_cluster());
+        let is_cluster = self.is_cluster();
         let (missing, hasher) = (&self.missing, &self.hasher);
         let mut is_any = false;
         for (node, state) in self.nodes.iter().enumerate() {

@@ -404,13 +404,14 @@ impl Control {
     }
 
     fn on_topology(&mut self, topology: Arc<Topology>) {
+        // Before the shards serve by it: who has had a reply finds `/healthz` well.
+        let old = self.shared.topology.swap(Some(Arc::clone(&topology)));
         lock(&self.shared.topology_error).clear();
         // Shards hear of it even where nothing has changed: what one learnt from a redirect may
         // have been wrong.
         for shard in &self.shards {
             let _ = shard.tell(ToShard::Topology(Arc::clone(&topology)));
         }
-        let old = self.shared.topology.load_full();
         if old.as_ref().is_some_and(|old| **old == *topology) {
             return;
         }
@@ -423,7 +424,6 @@ impl Control {
         );
         self.detector
             .set_nodes(|key| topology.owner(slot::slot(key)));
-        self.shared.topology.store(Some(topology));
     }
 
     fn poll(&mut self, is_tick: bool) {

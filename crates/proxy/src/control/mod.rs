@@ -4,35 +4,40 @@
 //! nominations, polls them for exact counts of the candidates at once and then every tick, lets
 //! the detector judge, and publishes the verdicts. A nomination is judged within a few
 //! milliseconds; the tick is for cooling and for what nobody nominated.
+//!
+//! # Layout
+//! - [`shared`]: what the API, the acceptor and the maker of copies see
+//! - [`verdicts`]: from a hot set to what is done for each key
+//! - [`watch`]: when the topology is looked at
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+mod shared;
+mod verdicts;
+mod watch;
+
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
 use keyheat_core::detect::{Detector, DetectorSettings, ShardReport};
-use keyheat_core::hash::{ByHash, KeyHasher};
+use keyheat_core::hash::ByHash;
 use keyheat_core::hotset::HotSet;
-use keyheat_core::lockmarks::LockMarks;
 use keyheat_core::rule::RuleSet;
-use keyheat_core::Nanos;
+use keyheat_net::{clock, lock};
 use keyheat_resp::slot;
 use mio::Waker;
 
 use crate::copies::maker::ToMaker;
-use crate::copies::names::{Beside, PREFIX};
-use crate::feed::{Feed, Feeds};
-use crate::hotview::{CopiedKey, HotPlan, HotView, ReadLimits};
-use crate::node_stats::Reports;
+use crate::copies::names::PREFIX;
+use crate::hotview::{CopiedKey, HotPlan, ReadLimits};
 use crate::parts;
 use crate::settings::{HotSetFrom, Settings};
 use crate::shard::{Answer, Hits, PollReply, Question, ShardSettings, Ticket, ToShard};
-use crate::stats::ShardStats;
-use crate::tls::Credentials;
 use crate::topology::{Topology, Watcher};
-use keyheat_net::{clock, lock};
+
+pub(crate) use shared::{feed, HitRate, HotNow, Shared};
+use verdicts::Copied;
+use watch::watch;
 
 /// How often the detector judges without being asked.
 const TICK: Duration = Duration::from_millis(100);
@@ -42,16 +47,6 @@ const POLL_EVERY: Duration = Duration::from_millis(2);
 const POLL_TIMEOUT: Duration = Duration::from_millis(50);
 /// A shard that has not answered a client's question by then makes the answer an error.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often the topology is looked at without cause.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// Least time between two looks.
-const LOOK_MIN: Duration = Duration::from_millis(50);
-/// After something went wrong upstream: looks are this close together, for so long.
-const LOOK_EAGER: Duration = Duration::from_millis(100);
-const EAGER_FOR: Duration = Duration::from_secs(10);
-/// Longest time between two looks while none succeeds.
-const LOOK_RETRY_MAX: Duration = Duration::from_secs(2);
-
 /// What control is told.
 pub(crate) enum ToControl {
     /// A shard saw this key pass its local share.
@@ -99,77 +94,6 @@ impl ShardHandle {
         let _ = self.waker.wake();
         Ok(())
     }
-}
-
-/// What the API shows of one hot key's local answers.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct HitRate {
-    pub count: u64,
-    pub per_s: f64,
-    pub first_ns: Option<u64>,
-}
-
-/// A hot set and what was answered locally for it.
-#[derive(Default)]
-pub(crate) struct HotNow {
-    pub set: Arc<HotSet>,
-    pub hits: ByHash<HitRate>,
-    pub plans: ByHash<HotPlan>,
-}
-
-/// What the maker of copies has done.
-#[derive(Debug, Default)]
-pub(crate) struct CopyCounts {
-    /// Keys whose copies this process makes.
-    pub owned: AtomicU64,
-    pub placed: AtomicU64,
-    pub failures: AtomicU64,
-}
-
-/// A key that is copied, as control knows it.
-struct Copied {
-    key: CopiedKey,
-    since: Nanos,
-    cooled_at: Option<Nanos>,
-}
-
-/// What control shares with the API.
-pub(crate) struct Shared {
-    /// As they are now: some may change.
-    pub settings: ArcSwap<Settings>,
-    /// What TLS takes, as it was read last.
-    pub credentials: Arc<ArcSwap<Credentials>>,
-    pub stats: Vec<Arc<ShardStats>>,
-    pub node_stats: Vec<Reports>,
-    pub hot: ArcSwap<HotNow>,
-    pub topology: ArcSwapOption<Topology>,
-    pub topology_error: Mutex<String>,
-    pub cache_on: AtomicBool,
-    /// Why nothing is cached from a node, by shard and node.
-    pub refusals: Mutex<BTreeMap<(usize, u32), String>>,
-    pub hasher: KeyHasher,
-    /// What is hot by others' word, where that is listened to.
-    pub feeds: Mutex<Feeds>,
-    /// Keys that are locks: nothing is done for them.
-    pub locks: Arc<LockMarks>,
-    pub copies: CopyCounts,
-    pub shards_dead: AtomicUsize,
-    /// Threads that have died of a bug and are not running again yet, by name.
-    pub parts_dead: Mutex<BTreeSet<&'static str>>,
-    pub started: Instant,
-}
-
-/// Takes what a source says to be hot.
-///
-/// # Errors
-/// The proxy counts by itself, or a sentence about what is wrong with the feed.
-pub(crate) fn feed(shared: &Shared, json: &str) -> Result<(), String> {
-    let settings = shared.settings.load();
-    if settings.hot_set != HotSetFrom::Fed {
-        return Err("hot_set: this proxy counts by itself; 'fed' would have it listen".into());
-    }
-    let feed = Feed::from_json(json, settings.hot_keys_max)?;
-    lock(&shared.feeds).take(feed, clock::now())
 }
 
 /// What the settings make of their rules: asked for at every verdict, so it is kept.
@@ -477,140 +401,6 @@ impl Control {
         let mut feeds = lock(&self.shared.feeds);
         Some(feeds.hot_set(rules, self.shared.hasher, &topology, most, clock::now()))
     }
-
-    fn publish(&mut self, set: Arc<HotSet>, hits: &ByHash<Hits>, is_tick: bool) {
-        let copied = self.copied_now(&set);
-        let mut plans = ByHash::default();
-        let limits = &self.ruled.limits;
-        for key in set.iter() {
-            let was = self.sent_plans.get(&key.key_hash).copied();
-            let pays = self.pays(key.heat.reads_per_s, key.heat.writes_per_s, was);
-            // A lock is for the primary alone to answer.
-            let is_lock = self.shared.locks.contains(key.key_hash, clock::now());
-            let plan = HotPlan {
-                local_cache: key.plan.local_cache && pays && !is_lock,
-                coalesce: key.plan.coalesce && !is_lock,
-                replica_reads: key.plan.replica_reads && !is_lock,
-                copies: copied
-                    .get(&key.key_hash)
-                    .is_some_and(|c| c.read_after.is_some()),
-                limits: limits
-                    .iter()
-                    .position(|l| l.rule == key.rule && !is_lock)
-                    .map(|p| p as u16),
-            };
-            plans.insert(key.key_hash, plan);
-        }
-        let is_other = plans != self.sent_plans || *limits != self.sent_limits;
-        if is_other || copied != self.sent_copied {
-            self.sent_copied.clone_from(&copied);
-            self.sent_limits.clone_from(limits);
-            let view = Arc::new(HotView {
-                plans: plans.clone(),
-                copied,
-                limits: limits.clone(),
-            });
-            for shard in &self.shards {
-                let _ = shard.tell(ToShard::Hot(Arc::clone(&view)));
-            }
-            self.sent_plans.clone_from(&plans);
-        }
-        let old = self.shared.hot.load();
-        let rates = set.iter().map(|key| {
-            let h = hits.get(&key.key_hash).copied().unwrap_or_default();
-            let before = self.last_hits.get(&key.key_hash).copied().unwrap_or(0);
-            let per_s = if is_tick {
-                h.count.saturating_sub(before) as f64 / TICK.as_secs_f64()
-            } else {
-                old.hits.get(&key.key_hash).map_or(0.0, |r| r.per_s)
-            };
-            let rate = HitRate {
-                count: h.count,
-                per_s,
-                first_ns: (h.first != 0).then_some(h.first),
-            };
-            (key.key_hash, rate)
-        });
-        let rates: ByHash<HitRate> = rates.collect();
-        if is_tick {
-            self.last_hits = rates.iter().map(|(&h, r)| (h, r.count)).collect();
-        }
-        self.shared.hot.store(Arc::new(HotNow {
-            set,
-            hits: rates,
-            plans,
-        }));
-    }
-
-    /// The keys that have copies, or may still have some; tells the maker.
-    fn copied_now(&mut self, set: &HotSet) -> ByHash<CopiedKey> {
-        let now = clock::now();
-        let bound = self.settings.copies_max_staleness_ms * clock::MS;
-        let is_cluster = self
-            .shared
-            .topology
-            .load()
-            .as_ref()
-            .is_some_and(|t| t.is_cluster());
-        let may = is_cluster && self.ruled.may_copy;
-        let wanted: BTreeSet<u64> = set
-            .iter()
-            .filter(|key| may && key.plan.copies && !key.key.starts_with(PREFIX))
-            .filter(|key| !self.shared.locks.contains(key.key_hash, now))
-            .take(self.settings.copies_keys_max)
-            .map(|key| key.key_hash)
-            .collect();
-        for key in set.iter().filter(|key| wanted.contains(&key.key_hash)) {
-            let copied = self.copied.entry(key.key_hash).or_insert_with(|| {
-                let beside = Beside::of(&key.key);
-                let key = CopiedKey {
-                    key: Arc::from(&key.key[..]),
-                    lease: beside.lease.into(),
-                    register: beside.register.into(),
-                    read_after: None,
-                };
-                Copied {
-                    key,
-                    since: now,
-                    cooled_at: None,
-                }
-            });
-            copied.cooled_at = None;
-            copied.key.read_after = Some(copied.since + bound);
-        }
-        for (hash, copied) in &mut self.copied {
-            if !wanted.contains(hash) {
-                copied.cooled_at.get_or_insert(now);
-                copied.key.read_after = None;
-            }
-        }
-        // Writes void the copies of a key that has cooled for as long as there may be any.
-        let is_left = |copied: &Copied| copied.cooled_at.is_none_or(|at| now < at + bound);
-        self.copied.retain(|_, copied| is_left(copied));
-        let all: ByHash<CopiedKey> = self
-            .copied
-            .iter()
-            .map(|(hash, copied)| (*hash, copied.key.clone()))
-            .collect();
-        if all != self.sent_copied {
-            let hot = all.values().filter(|copied| copied.read_after.is_some());
-            let keys = hot.map(|copied| Arc::clone(&copied.key)).collect();
-            let _ = self.maker.send(ToMaker::Keys(keys));
-        }
-        all
-    }
-
-    /// Whether caching a key saves more than it costs: each write makes every shard read it anew,
-    /// with up to three commands. Between the two levels it stays as it was.
-    fn pays(&self, reads_per_s: f64, writes_per_s: f64, was: Option<HotPlan>) -> bool {
-        let cost = 3.0 * self.shards.len() as f64 * writes_per_s;
-        let margin = if was.is_some_and(|p| p.local_cache) {
-            1.0
-        } else {
-            1.5
-        };
-        reads_per_s >= margin * cost
-    }
 }
 
 fn detector(settings: &Settings) -> Result<Detector, String> {
@@ -620,71 +410,4 @@ fn detector(settings: &Settings) -> Result<Detector, String> {
         ..DetectorSettings::default()
     };
     Ok(Detector::new(settings.rule_set()?, limits))
-}
-
-fn watch(
-    watcher: &mut Watcher,
-    shared: &Shared,
-    wanted: &Receiver<Option<String>>,
-    control: &Sender<ToControl>,
-) {
-    let mut retry = LOOK_MIN;
-    let mut last_failure = String::new();
-    let mut eager_until = Instant::now();
-    loop {
-        let looked = Instant::now();
-        let is_eager = looked < eager_until;
-        watcher.settings = (**shared.settings.load()).clone();
-        watcher.tls.clone_from(&shared.credentials.load().client);
-        let wait = match watcher.look() {
-            Ok(topology) => {
-                if control
-                    .send(ToControl::Topology(Arc::new(topology)))
-                    .is_err()
-                {
-                    return;
-                }
-                retry = LOOK_MIN;
-                last_failure.clear();
-                if is_eager {
-                    LOOK_EAGER
-                } else {
-                    LOOK_EVERY
-                }
-            }
-            Err(why) => {
-                if why != last_failure {
-                    tracing::warn!("upstream cannot be looked at: {why}");
-                    last_failure.clone_from(&why);
-                }
-                if control.send(ToControl::NoTopology(why)).is_err() {
-                    return;
-                }
-                let most = if is_eager { LOOK_EAGER } else { LOOK_RETRY_MAX };
-                retry = (retry * 2).min(most);
-                retry
-            }
-        };
-        // Requests for a look are gathered, and never make more than one in `LOOK_MIN`.
-        match wanted.recv_timeout(wait) {
-            Ok(named) => {
-                let mut named = named;
-                // A failover takes the servers a while: the look that shows it is one of the next.
-                eager_until = Instant::now() + EAGER_FOR;
-                let early = LOOK_MIN.saturating_sub(looked.elapsed());
-                std::thread::sleep(early);
-                loop {
-                    if let Some(address) = named {
-                        watcher.meet(&address);
-                    }
-                    match wanted.try_recv() {
-                        Ok(next) => named = next,
-                        Err(_) => break,
-                    }
-                }
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
-        }
-    }
 }

@@ -15,7 +15,8 @@
 //! # Layout
 //! - `client`, `upstream`: the state of a connection on either side
 //! - `classify`: what is done with each command
-//! - `greet`: what comes before requests; `serve`: requests in
+//! - `inbox`: what a shard is told, new clients included
+//! - `greet`: what comes before requests; `intake`: requests in; `serve`: where each goes; `flush`: writing, and closing a client
 //! - `locals`: commands answered here
 //! - `session`: transactions (`selects`: where they leave a connection) and blocking commands; `subscribe`: subscriptions, `MONITOR`
 //!   (`shard_channels`, `keyspace`: before a Cluster)
@@ -47,9 +48,12 @@ mod count;
 mod expiry;
 mod facade;
 mod fill;
+mod flush;
 mod forward;
 mod greet;
 mod guard;
+mod inbox;
+mod intake;
 mod jobs;
 mod key_limits;
 mod keyspace;
@@ -78,14 +82,14 @@ mod users;
 mod wait;
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Write};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::io::ErrorKind;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::Arc;
 use std::time::Duration;
 
 use keyheat_core::cache::{CacheSettings, LocalCache};
-use keyheat_core::detect::{Nominator, ShardReport};
+use keyheat_core::detect::Nominator;
 use keyheat_core::expiry::LongerExpiry;
 use keyheat_core::fence::WriteEpochs;
 use keyheat_core::hash::{ByHash, KeyHasher};
@@ -95,7 +99,7 @@ use keyheat_core::window::{Totals, Window};
 use keyheat_core::Nanos;
 use keyheat_resp::request::RequestParser;
 use keyheat_resp::Protocol;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Poll, Token};
 use slab::Slab;
 
 use crate::control::ToControl;
@@ -109,13 +113,13 @@ use crate::requests::{Kind, Taken, Way};
 use crate::seldom::Seldom;
 use crate::settings::Settings;
 use crate::stats::ShardStats;
-use crate::stream::Stream;
 use crate::topology::Topology;
 pub(crate) use ask::{Answer, Question};
 pub(crate) use client::Ticket;
 use client::{Client, ClientId};
 use fill::Fill;
 pub(crate) use forward::keep_alive;
+pub(crate) use inbox::{Hits, PollReply, ShardSettings, ToShard};
 use jobs::Job;
 use keyheat_net::clock::{self, MS, SEC};
 pub(crate) use locals::same;
@@ -125,8 +129,6 @@ use upstream::Upstream;
 const READ_BYTES: usize = 64 * 1024;
 /// A client with more unanswered requests than this gets no more of them read for now.
 const WAITING_MAX: usize = 4096;
-/// A client that is silent so long is asked whether it is still there.
-const CLIENT_KEEP_ALIVE: Duration = Duration::from_secs(300);
 /// How often a shard looks after itself.
 const TICK: Nanos = 100 * MS;
 
@@ -135,55 +137,6 @@ const KIND_BITS: usize = 2;
 const KIND_CLIENT: usize = 1;
 const KIND_UPSTREAM: usize = 2;
 const KIND_LINGERING: usize = 3;
-
-/// What a shard is told.
-pub(crate) enum ToShard {
-    /// A new client.
-    Client(Stream, String),
-    /// The upstream looks like this now.
-    Topology(Arc<Topology>),
-    /// The upstream could not be looked at.
-    NoTopology(String),
-    /// These keys are hot now.
-    Hot(Arc<HotView>),
-    /// Count these keys, please.
-    Poll(Arc<[u64]>, Sender<PollReply>),
-    /// Local answers on or off.
-    LocalCache(bool),
-    /// Settings have changed.
-    Settings(ShardSettings),
-    /// What a client asks about all clients.
-    Asked(Arc<ask::Question>, Sender<ask::Answer>),
-    /// What all shards say to that.
-    Answered(
-        client::Ticket,
-        Arc<ask::Question>,
-        Result<ask::Answer, String>,
-    ),
-    /// Finish what is under way and let the clients go.
-    Drain,
-    /// End now.
-    Stop,
-}
-
-/// What of the settings a shard goes by.
-pub(crate) struct ShardSettings {
-    pub settings: Arc<Settings>,
-    pub tls: Option<Arc<keyheat_net::tls::Client>>,
-}
-
-/// Local answers given for one hot key.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Hits {
-    pub count: u64,
-    pub first: Nanos,
-}
-
-/// A shard's answer to [`ToShard::Poll`].
-pub(crate) struct PollReply {
-    pub report: ShardReport,
-    pub hits: Vec<(u64, Hits)>,
-}
 
 /// What a shard is made of.
 pub(crate) struct ShardParts {
@@ -560,100 +513,6 @@ impl Shard {
         Duration::from_millis(wait.div_ceil(MS).clamp(1, 100))
     }
 
-    fn read_inbox(&mut self) {
-        loop {
-            match self.inbox.try_recv() {
-                Ok(message) => self.on_message(message),
-                Err(TryRecvError::Empty) => return,
-                Err(TryRecvError::Disconnected) => {
-                    self.is_stopped = true;
-                    return;
-                }
-            }
-        }
-    }
-
-    fn on_message(&mut self, message: ToShard) {
-        match message {
-            ToShard::Client(stream, peer) => self.accept(stream, peer),
-            ToShard::Topology(topology) => {
-                self.on_topology(topology);
-                self.on_first_look();
-            }
-            ToShard::NoTopology(why) => {
-                self.topology_error = why;
-                self.on_first_look();
-            }
-            ToShard::Hot(view) => self.on_hot(view),
-            ToShard::Poll(hashes, reply) => {
-                let _ = reply.send(self.report(&hashes));
-            }
-            ToShard::LocalCache(on) => {
-                self.cache_on = on && self.settings.may_cache();
-                if !self.cache_on {
-                    self.cache.clear();
-                }
-            }
-            ToShard::Settings(settings) => self.on_settings(settings),
-            ToShard::Asked(question, reply) => self.answer(&question, reply),
-            ToShard::Answered(ticket, question, answer) => {
-                self.on_answered(ticket, &question, answer);
-            }
-            ToShard::Drain => self.is_draining = true,
-            ToShard::Stop => self.is_stopped = true,
-        }
-    }
-
-    fn on_first_look(&mut self) {
-        if std::mem::replace(&mut self.has_looked, true) {
-            return;
-        }
-        let ids: Vec<ClientId> = self.clients.iter().map(|(i, c)| c.name_at(i)).collect();
-        for id in ids {
-            self.queue_client(id);
-        }
-    }
-
-    fn accept(&mut self, stream: Stream, peer: String) {
-        if self.is_draining {
-            return;
-        }
-        stream.prepare(CLIENT_KEEP_ALIVE);
-        self.generation = self.generation.wrapping_add(1);
-        let id = self.next_client_id.fetch_add(1, Relaxed);
-        let mut client = Client::new(stream, self.generation, id, peer);
-        client.db = self.settings.upstream.db;
-        client.deeds.connected_at = self.now;
-        client.deeds.active_at = self.now;
-        if self.passes_through() {
-            client.user = users::NOBODY;
-        } else {
-            client.is_authenticated = self.settings.upstream.password.is_none();
-        }
-        client.active_at = self.now;
-        client.parser =
-            RequestParser::new(serve::limits_of(&client, self.settings.request_max_bytes));
-        let entry = self.clients.vacant_entry();
-        let token = Token(entry.key() << KIND_BITS | KIND_CLIENT);
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        if let Err(e) = self
-            .poll
-            .registry()
-            .register(&mut client.stream, token, interest)
-        {
-            tracing::warn!("cannot watch a client: {e}");
-            return;
-        }
-        if client.stream.is_agreeing() {
-            let until = self.now + self.settings.handshake_timeout_ms * MS;
-            self.strangers
-                .push_back((until, client.name_at(entry.key())));
-        }
-        entry.insert(client);
-        self.stats.clients.add(1);
-        self.stats.clients_total.add(1);
-    }
-
     fn client(&mut self, id: ClientId) -> Option<&mut Client> {
         self.clients
             .get_mut(id.index as usize)
@@ -689,113 +548,6 @@ impl Shard {
             up.is_dirty = true;
             self.dirty_upstreams.push((index, up.generation));
         }
-    }
-
-    /// Writes what the turn has gathered, until nothing is left to be tried: a failure on one side
-    /// gives the other side more to write.
-    fn flush(&mut self) {
-        while !self.dirty_upstreams.is_empty() || !self.dirty_clients.is_empty() {
-            self.flush_once();
-        }
-    }
-
-    fn flush_once(&mut self) {
-        while let Some((index, generation)) = self.dirty_upstreams.pop() {
-            let is_same = self
-                .upstreams
-                .get(index as usize)
-                .is_some_and(|u| u.generation == generation);
-            if is_same {
-                self.upstreams[index as usize].is_dirty = false;
-                self.flush_upstream(index);
-            }
-        }
-        self.flush_clients();
-    }
-
-    fn flush_clients(&mut self) {
-        let mut dirty = std::mem::take(&mut self.dirty_clients);
-        for id in dirty.drain(..) {
-            if let Some(client) = self.client(id) {
-                client.is_dirty = false;
-                self.flush_client(id);
-            }
-        }
-        if self.dirty_clients.is_empty() {
-            self.dirty_clients = dirty;
-        }
-    }
-
-    fn flush_client(&mut self, id: ClientId) {
-        let replies_max = self.replies_max;
-        let Some(client) = self.client(id) else {
-            return;
-        };
-        while client.written < client.out.len() {
-            match client.stream.write(&client.out[client.written..]) {
-                Ok(0) => return self.close_client(id),
-                Ok(n) => {
-                    client.written += n;
-                    client.deeds.bytes_out += n as u64;
-                }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return self.close_client(id),
-            }
-        }
-        if client.stream.holds() {
-            match client.stream.flush() {
-                Err(e) if e.kind() != ErrorKind::WouldBlock => return self.close_client(id),
-                _ => {}
-            }
-        }
-        client.reads_last &= !client.has_read();
-        let had_stopped = client.has_unread;
-        client.settle();
-        // What is left in `input` behind a hold is still to be served.
-        let has_rest = !client.input.is_empty() && client.has_unread;
-        let is_over = client.is_closing || (client.has_ended && !has_rest);
-        if client.is_clear() && is_over && client.is_written() {
-            if client.may_still_send {
-                return self.let_linger(id);
-            }
-            return self.close_client(id);
-        }
-        let may_go_on = !client.is_blocked
-            && !client.releases_pinned
-            && !client.is_subscribing
-            && client.authenticating.is_none();
-        if client.is_held && client.is_clear() && may_go_on {
-            client.is_held = false;
-            self.queue_client(id);
-        } else if had_stopped && !client.is_held && !client.is_full(replies_max) {
-            self.queue_client(id);
-        }
-    }
-
-    fn close_client(&mut self, id: ClientId) {
-        if let Some(client) = self.take_client(id) {
-            self.hang_up(client.stream);
-        }
-    }
-
-    /// Forgets a client, and leaves what it is connected by.
-    fn take_client(&mut self, id: ClientId) -> Option<Client> {
-        self.client(id)?;
-        // What its transaction wrote may yet come to be.
-        self.void_written(id);
-        let mut client = self.clients.remove(id.index as usize);
-        self.leave_user(client.user);
-        for index in client.connections() {
-            self.unpin_and_close(index, "its client left");
-        }
-        Some(client)
-    }
-
-    /// Closes the connection of a client that is forgotten.
-    fn hang_up(&mut self, mut stream: Stream) {
-        let _ = self.poll.registry().deregister(&mut stream);
-        self.stats.clients.add(-1);
     }
 
     fn run_timers(&mut self) {

@@ -7,7 +7,7 @@ use keyheat_core::window::{Totals, Window};
 use keyheat_resp::request::RequestParser;
 
 use super::client::replies_soft_bytes;
-use super::serve::limits_of;
+use super::intake::limits_of;
 use super::{Shard, ShardSettings};
 use crate::overload_settings::Overload;
 use crate::settings::Settings;

@@ -24,7 +24,8 @@ use keyheat_resp::request::RequestParser;
 use keyheat_resp::{encode, Protocol};
 
 use super::client::{ClientId, Ticket};
-use super::serve::{limits_of, Flow, Request};
+use super::intake::limits_of;
+use super::serve::{Flow, Request};
 use super::upstream::{Owner, Pending, Role};
 use super::Shard;
 use crate::control::ToControl;

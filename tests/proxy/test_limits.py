@@ -1,9 +1,11 @@
 """What one client may take: time, memory, the length of a request."""
 
 import contextlib
+import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -291,3 +293,45 @@ def test_a_client_that_says_all_and_its_end_before_it_reads_is_answered_whole(
         time.sleep(0.5)
         with late.makefile("rb") as replies:
             assert replies.read() == (b"$500000\r\n" + value + b"\r\n+OK\r\n") * 60
+
+
+def resident() -> int:
+    """Bytes of memory that this process, and so the proxy in it, takes."""
+    words = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    return int(words[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextlib.contextmanager
+def late_readers(proxy: Any, count: int, requests: bytes) -> Iterator[list[socket.socket]]:
+    """Clients that have asked, and do not read yet."""
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(proxy)) for _ in range(count)]
+        for client in clients:
+            client.sendall(requests)
+        yield clients
+
+
+def test_many_clients_that_read_late_are_held_back_together(proxy_factory: ProxyFactory, valkey: str) -> None:
+    proxy = proxy_factory(valkey, shards=1, buffers_max_bytes=64 << 20)
+    with client_of(proxy) as client:
+        client.set("page", b"x" * 100_000)
+    before = resident()
+    with late_readers(proxy, 200, b"GET page\r\n" * 100) as clients:
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            assert resident() - before < 100 << 20
+            time.sleep(0.02)
+        for late in clients:
+            read_on(late, 100 * (100_000 + 11))
+    assert stats(proxy)["clients_cut"] == 0
+
+
+def test_memory_that_a_written_reply_took_is_given_back(proxy_factory: ProxyFactory, valkey: str) -> None:
+    proxy = proxy_factory(valkey, shards=1, buffers_max_bytes=64 << 20)
+    with client_of(proxy) as client:
+        client.set("big", b"x" * (1 << 20))
+    before = resident()
+    with late_readers(proxy, 200, b"GET big\r\n" * 4):
+        time.sleep(1.5)
+        assert resident() - before < 160 << 20
+        assert stats(proxy)["buffer_bytes"] <= 80 << 20

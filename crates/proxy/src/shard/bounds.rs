@@ -1,40 +1,122 @@
 //! Clients that are let go: when too much is held for them, and when the proxy drains.
 
-use super::client::{self, ClientId};
+use super::client::{self, ClientId, Taken};
 use super::Shard;
 use keyheat_net::clock::SEC;
 
 impl Shard {
-    /// Keeps what is held for clients and upstreams within its budget: past it, the client for which most
-    /// is held (replies it does not read, requests a server does not take) is cut, as the server would.
-    pub(super) fn bound_buffers(&mut self) {
-        let mut held: usize = self.jobs.iter().map(|(_, j)| j.held()).sum();
-        held += self.voidings.values().map(|v| v.held()).sum::<usize>();
-        held += self.copy_reads.values().map(|r| r.held()).sum::<usize>();
-        held += self.waiting_reads.iter().map(|r| r.held()).sum::<usize>();
-        held += self.parked.iter().map(|p| p.frame.len()).sum::<usize>();
-        // Requests on their way are counted where they lie: their clients may have left.
-        held += self.upstreams.iter().map(|(_, u)| u.held()).sum::<usize>();
-        let replies_max = self.replies_max;
-        let (mut worst, mut last) = (None, Vec::new());
-        for (index, client) in &mut self.clients {
-            if client.has_stopped_reading(replies_max) {
-                client.reads_last = true;
-                last.push(client.name_at(index));
-            }
-            let bytes = client.load() + client.input.len();
-            held += bytes.saturating_sub(client.asked);
-            if worst.is_none_or(|(most, _)| bytes > most) {
-                worst = Some((bytes, client.name_at(index)));
-            }
+    /// Counts anew what a client takes.
+    #[inline]
+    pub(super) fn recount(&mut self, id: ClientId) {
+        if let Some(client) = self.client(id) {
+            let (now, before) = client.recount();
+            self.count_taken(now, before);
         }
+    }
+
+    #[inline]
+    pub(super) fn count_taken(&mut self, now: Taken, before: Taken) {
+        let all = &mut self.taken_by_clients;
+        all.memory = (all.memory + now.memory).saturating_sub(before.memory);
+        all.awaited = (all.awaited + now.awaited).saturating_sub(before.awaited);
+    }
+
+    /// What one client may have to read before it is held back.
+    #[inline]
+    pub(super) fn replies_max(&self) -> usize {
+        client::replies_soft_bytes(self.budget, self.output_max, self.taken_by_clients)
+    }
+
+    /// Whether so much has come for clients that it is to be written, and counted, before more does.
+    #[inline]
+    pub(super) fn is_swelling(&self) -> bool {
+        self.swollen > self.budget / 16 || self.is_bursting()
+    }
+
+    /// Writes what has come for clients, and sees to it that not too much is left.
+    #[cold]
+    pub(super) fn relieve(&mut self) {
+        self.flush_clients();
+        if self.is_bursting() {
+            self.bound_buffers();
+        }
+    }
+
+    /// Whether clients are to be cut now, and not a tick later.
+    #[inline]
+    fn is_bursting(&self) -> bool {
+        self.taken_by_clients.memory > self.budget + self.budget / 4
+    }
+
+    /// Keeps what is held for clients and upstreams within its budget: past it, the client for which most
+    /// is held (replies it does not read, requests a server does not take) is cut, as the server would; well
+    /// past it, as many as it takes.
+    pub(super) fn bound_buffers(&mut self) {
+        let mut apart: usize = self.jobs.iter().map(|(_, j)| j.held()).sum();
+        apart += self.voidings.values().map(|v| v.held()).sum::<usize>();
+        apart += self.copy_reads.values().map(|r| r.held()).sum::<usize>();
+        apart += self.waiting_reads.iter().map(|r| r.held()).sum::<usize>();
+        apart += self.parked.iter().map(|p| p.frame.len()).sum::<usize>();
+        // Requests on their way are counted where they lie: their clients may have left.
+        apart += self.upstreams.iter().map(|(_, u)| u.held()).sum::<usize>();
+        if apart + self.taken_by_clients.memory > self.budget / 2 {
+            self.give_back();
+        }
+        let held = apart + self.taken_by_clients.memory;
         self.stats.buffer_bytes.set(held as i64);
         if held > self.budget {
-            if let Some((_, id)) = worst.filter(|(bytes, _)| *bytes > client::LITTLE_BYTES) {
-                self.cut_for_memory(id);
+            self.cut_down(held);
+        }
+    }
+
+    /// Gives back what is held for no use, and counts every client anew.
+    fn give_back(&mut self) {
+        let mut all = Taken::default();
+        for (_, client) in &mut self.clients {
+            client.give_back();
+            let (now, _) = client.recount();
+            all.memory += now.memory;
+            all.awaited += now.awaited;
+        }
+        self.taken_by_clients = all;
+    }
+
+    /// Cuts clients for which most is held: one, where more is held than may be; all that is too much, where it
+    /// is much more.
+    fn cut_down(&mut self, held: usize) {
+        let is_much = held > self.budget + self.budget / 4;
+        let clients = self.clients.iter();
+        let mut all: Vec<(usize, ClientId)> =
+            clients.map(|(i, c)| (c.memory(), c.name_at(i))).collect();
+        all.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        let mut over = held - self.budget;
+        for (bytes, id) in all {
+            if over == 0 || bytes == 0 || (!is_much && bytes <= client::LITTLE_BYTES) {
+                return;
+            }
+            self.cut_for_memory(id);
+            over = if is_much {
+                over.saturating_sub(bytes)
+            } else {
+                0
+            };
+        }
+    }
+
+    /// Sees to clients that are held back: those that do not read meanwhile are read ahead, and those that may
+    /// go on do.
+    pub(super) fn look_after_held_back(&mut self) {
+        let replies_max = self.replies_max();
+        let mut wanted = Vec::new();
+        for (index, client) in &mut self.clients {
+            let has_stopped = client.has_stopped_reading(replies_max);
+            client.reads_last |= has_stopped;
+            let may_go_on = client.has_unread && !client.is_held && !client.is_full(replies_max);
+            if has_stopped || may_go_on {
+                wanted.push(client.name_at(index));
             }
         }
-        for id in last {
+        for id in wanted {
             self.queue_client(id);
         }
     }

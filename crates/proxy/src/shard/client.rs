@@ -26,6 +26,8 @@ const REQUESTS_SOFT_BYTES: usize = 1 << 20;
 /// A client with more to read than this, replies on their way included, gets no more of its requests served for
 /// now.
 const REPLIES_SOFT_BYTES: usize = 4 << 20;
+/// The same while the clients of a shard together take, or wait for, half of what they may.
+const REPLIES_SCARCE_BYTES: usize = 64 * 1024;
 /// A reply is taken to be so long before the first has come: a pipeline is not all sent on before it is known
 /// what it asks for.
 const REPLY_GUESS_BYTES: usize = 256 * 1024;
@@ -35,9 +37,24 @@ pub(super) const LITTLE_BYTES: usize = 1 << 20;
 /// So many reads of one client are on their way at most, however short its replies are: the next may be long.
 const READS_AT_ONCE: usize = 128;
 
-/// What one client may have to read before it is held back: well below what it would be cut for.
-pub(super) fn replies_soft_bytes(budget: usize, output_max: usize) -> usize {
-    REPLIES_SOFT_BYTES.min(budget / 4).min(output_max / 2)
+/// What one client may have to read before it is held back: well below what it would be cut for, and little
+/// where the clients together take much, or are about to.
+pub(super) fn replies_soft_bytes(budget: usize, output_max: usize, taken: Taken) -> usize {
+    let scarce = if taken.memory + taken.awaited > budget / 2 {
+        REPLIES_SCARCE_BYTES
+    } else {
+        REPLIES_SOFT_BYTES
+    };
+    scarce.min(budget / 4).min(output_max / 2)
+}
+
+/// What a client takes, or all of them, in bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Taken {
+    /// Without requests that are on their way, which are counted where they lie.
+    pub memory: usize,
+    /// Replies that are not here yet.
+    pub awaited: usize,
 }
 
 /// Names one client of a shard. `generation` tells a reused place from the client that left.
@@ -205,6 +222,8 @@ pub(super) struct Client {
     pub wrote: Vec<(u32, u32)>,
     /// A connection to a node was lost after it had written there.
     pub is_write_lost: bool,
+    /// What of the shard's sum is its.
+    counted: Taken,
 }
 
 impl Client {
@@ -273,6 +292,7 @@ impl Client {
             beside: Vec::new(),
             wrote: Vec::new(),
             is_write_lost: false,
+            counted: Taken::default(),
         }
     }
 
@@ -379,6 +399,21 @@ impl Client {
     /// Bytes that are held on behalf of the client.
     pub fn load(&self) -> usize {
         self.backlog() + self.held
+    }
+
+    /// Memory that is taken for the client and its requests: what was written of a buffer, and what may still
+    /// be put into it, take as much as the rest.
+    pub fn memory(&self) -> usize {
+        self.out.capacity() + self.input.capacity() + self.aside.capacity() + self.held
+    }
+
+    /// What it takes now, and what it took when this was last asked.
+    pub fn recount(&mut self) -> (Taken, Taken) {
+        let now = Taken {
+            memory: self.memory().saturating_sub(self.asked),
+            awaited: self.unanswered.saturating_mul(self.reply_bytes),
+        };
+        (now, std::mem::replace(&mut self.counted, now))
     }
 
     /// Whether no more of its requests are served for now: until servers have answered what it asked, or it has
@@ -577,9 +612,32 @@ impl Client {
             }
             self.written = 0;
         } else if self.written > 256 * 1024 && self.written > self.out.len() / 2 {
-            self.out.drain(..self.written);
-            self.written = 0;
+            self.trim();
         }
+    }
+
+    /// Forgets the part that was written of what has not all been, and gives back the memory it took.
+    fn trim(&mut self) {
+        self.out.drain(..self.written);
+        self.written = 0;
+        if self.out.capacity() > KEEP_BYTES.max(2 * self.out.len()) {
+            self.out.shrink_to_fit();
+        }
+    }
+
+    /// Gives back what is held for no use, where that is most of it; says whether there was any.
+    pub fn give_back(&mut self) -> bool {
+        let is_wasteful = |capacity: usize, used: usize| capacity > 4096.max(2 * used);
+        let is_loose = is_wasteful(self.out.capacity(), self.backlog());
+        if is_loose {
+            self.trim();
+            self.out.shrink_to_fit();
+        }
+        let may_be_less = is_wasteful(self.input.capacity(), self.input.len());
+        if may_be_less {
+            self.input.shrink_to_fit();
+        }
+        is_loose || may_be_less
     }
 
     /// Whether its silence means nothing: it waits for something to come, or for a reply.

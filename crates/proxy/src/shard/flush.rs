@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Write};
 
-use super::client::{Client, ClientId};
+use super::client::{Client, ClientId, Taken};
 use super::Shard;
 use crate::stream::Stream;
 
@@ -30,6 +30,7 @@ impl Shard {
     }
 
     pub(super) fn flush_clients(&mut self) {
+        self.swollen = 0;
         let mut dirty = std::mem::take(&mut self.dirty_clients);
         for id in dirty.drain(..) {
             if let Some(client) = self.client(id) {
@@ -43,7 +44,7 @@ impl Shard {
     }
 
     fn flush_client(&mut self, id: ClientId) {
-        let replies_max = self.replies_max;
+        let replies_max = self.replies_max();
         let Some(client) = self.client(id) else {
             return;
         };
@@ -81,12 +82,14 @@ impl Shard {
             && !client.releases_pinned
             && !client.is_subscribing
             && client.authenticating.is_none();
+        let (now, before) = client.recount();
         if client.is_held && client.is_clear() && may_go_on {
             client.is_held = false;
             self.queue_client(id);
         } else if had_stopped && !client.is_held && !client.is_full(replies_max) {
             self.queue_client(id);
         }
+        self.count_taken(now, before);
     }
 
     pub(super) fn close_client(&mut self, id: ClientId) {
@@ -101,6 +104,7 @@ impl Shard {
         // What its transaction wrote may yet come to be.
         self.void_written(id);
         let mut client = self.clients.remove(id.index as usize);
+        self.count_taken(Taken::default(), client.recount().1);
         self.leave_user(client.user);
         for index in client.connections() {
             self.unpin_and_close(index, "its client left");

@@ -65,7 +65,7 @@ impl Shard {
 
     /// Serves what a client has sent, as far as may be now.
     pub(super) fn pump(&mut self, id: ClientId) {
-        let (has_looked, replies_max) = (self.has_looked, self.replies_max);
+        let (has_looked, replies_max) = (self.has_looked, self.replies_max());
         let is_stranger = |c: &mut Client| c.stream.is_agreeing();
         if self.client(id).is_some_and(is_stranger) && !self.shake_hands(id) {
             return;
@@ -183,7 +183,7 @@ impl Shard {
     /// Serves the requests in `buf`; returns how many bytes of it are done with.
     fn serve(&mut self, id: ClientId, buf: &[u8]) -> usize {
         let request_max = self.settings.request_max_bytes;
-        let replies_max = self.replies_max;
+        let replies_max = self.replies_max();
         let Some(client) = self.client(id) else {
             return 0;
         };
@@ -257,6 +257,7 @@ impl Shard {
                 self.mark_client(id);
             }
         }
+        self.recount(id);
         pos
     }
 

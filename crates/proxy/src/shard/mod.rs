@@ -206,8 +206,9 @@ pub(crate) struct Shard {
     budget: usize,
     /// Bytes that one client may leave unread.
     output_max: usize,
-    /// Bytes that one client may have to read before it is held back.
-    replies_max: usize,
+    taken_by_clients: client::Taken,
+    /// Bytes of replies that have come since clients were last written to.
+    swollen: usize,
     settings: Arc<Settings>,
     overload: Overload,
     /// How connections upstream are encrypted, where they are.
@@ -339,7 +340,8 @@ impl Shard {
             index: parts.index,
             budget,
             output_max,
-            replies_max: client::replies_soft_bytes(budget, output_max),
+            taken_by_clients: client::Taken::default(),
+            swollen: 0,
             overload: Overload::of(s),
             tls: parts.tls,
             poll: parts.poll,
@@ -477,6 +479,9 @@ impl Shard {
                 KIND_UPSTREAM => self.on_upstream(index as u32, event),
                 _ => self.on_lingering(index),
             }
+            if self.is_swelling() {
+                self.relieve();
+            }
         }
         for _ in 0..self.again.len() {
             if let Some(id) = self.again.pop_front() {
@@ -490,6 +495,9 @@ impl Shard {
             let up = self.upstreams.get(index as usize);
             if up.is_some_and(|u| u.generation == generation) {
                 self.read_upstream(index, to_the_end);
+            }
+            if self.is_swelling() {
+                self.relieve();
             }
         }
     }
@@ -595,6 +603,7 @@ impl Shard {
         self.stats.cache_bytes.set(cache_bytes as i64);
         self.stats.cache_entries.set(self.cache.len() as i64);
         self.bound_buffers();
+        self.look_after_held_back();
         if self.now >= self.next_rest {
             self.next_rest = self.now + SEC;
             self.rest_clients();

@@ -191,6 +191,7 @@ impl Shard {
             return;
         }
         let (budget, output_max) = (self.budget, self.output_max);
+        self.swollen += piece.len();
         if let Some(client) = self.client(id) {
             client.deliver(seq, piece, is_complete);
             if client.backlog() > output_max {

@@ -6,7 +6,6 @@ use keyheat_core::detect::Nominator;
 use keyheat_core::window::{Totals, Window};
 use keyheat_resp::request::RequestParser;
 
-use super::client::replies_soft_bytes;
 use super::intake::limits_of;
 use super::{Shard, ShardSettings};
 use crate::overload_settings::Overload;
@@ -27,7 +26,6 @@ impl Shard {
             }
         }
         self.output_max = settings.output_max();
-        self.replies_max = replies_soft_bytes(self.budget, self.output_max);
         // They have been checked.
         self.longer_expiry = settings.longer_expiry().ok().flatten().map(Box::new);
         let old = std::mem::replace(&mut self.settings, Arc::clone(&settings));

@@ -59,6 +59,30 @@ def test_a_node_that_answers_nothing_is_left_alone_and_served_from_again_when_it
         eventually(lambda: ask(s, b"SET k v\r\n") == b"+OK\r\n", timeout_s=3)
 
 
+def test_a_node_that_hangs_is_left_alone_for_as_long_as_it_does(
+    own_server: EmbeddedServer, proxy_factory: Any, eventually: Eventually
+) -> None:
+    proxy = proxy_factory(own_server.address, shards=1, breaker_silence_ms=300)
+    eventually(lambda: is_up(proxy))
+    sessions = (b"BLPOP q 1", b"WATCH k", b"SELECT 2", b"SUBSCRIBE c", b"CLIENT TRACKING ON", b"MONITOR")
+    with connect(proxy) as waits, connect(proxy) as s:
+        own_server.pause()
+        waits.sendall(b"GET k\r\n")
+        time.sleep(0.5)
+        until = time.monotonic() + 6.5  # its kernel lets connections in, whose set-up is given up after 5 s
+        while time.monotonic() < until:
+            for request in (b"SET k v", *sessions):
+                started = time.monotonic()
+                with connect(proxy) as session:
+                    answer = ask(session, request + b"\r\n")
+                assert time.monotonic() - started < 1, request
+                assert answer.startswith(b"-ERR keyheat: upstream "), request
+            time.sleep(0.2)
+        own_server.resume()
+        assert waits.recv(100) == b"$-1\r\n"
+        eventually(lambda: ask(s, b"SET k v\r\n") == b"+OK\r\n", timeout_s=3)
+
+
 def test_a_connection_that_is_dead_while_its_node_lives_is_replaced(
     relay: Relay, proxy_factory: Any, eventually: Eventually
 ) -> None:

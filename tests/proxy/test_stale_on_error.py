@@ -145,3 +145,37 @@ def test_a_read_on_its_way_when_the_connection_is_lost_is_answered(
             got += s.recv(4096)
         assert got.startswith(b"$1\r\nv\r\n-ERR keyheat: lost the connection"), got
     assert json.loads(proxy.stats())["stale_answers"] == 1
+
+
+def test_reads_on_their_way_to_a_node_that_goes_silent_are_answered(
+    own_server: EmbeddedServer, proxy_factory: Any, eventually: Eventually
+) -> None:
+    settings = {"stale_on_error_ms": 30_000, "breaker_silence_ms": 400}
+    proxy = proxy_factory(own_server.address, shards=1, rules=RULES, **settings)
+    eventually(lambda: is_up(proxy))
+    with connect(proxy) as s, connect(proxy) as other:
+        for key in (b"hot", b"hot2", b"cold"):
+            ask(s, b"SET %s %s\r\n" % (key, key))
+        heat(proxy, s, b"hot", eventually)
+        heat(proxy, s, b"hot2", eventually)
+        own_server.pause()
+        time.sleep(0.2)  # the proof has lapsed: they go upstream
+        s.sendall(b"GET hot\r\nGET hot2\r\nGET cold\r\nGET hot\r\n")
+        other.sendall(b"GET hot2\r\n")
+        assert read(s, 2) == b"$3\r\nhot\r\n$4\r\nhot2\r\n"
+        assert read(other, 1) == b"$4\r\nhot2\r\n"
+        own_server.resume()
+        assert read(s, 2) == b"$4\r\ncold\r\n$3\r\nhot\r\n", "each reply is to its request"
+        assert ask(s, b"GET cold\r\n") == b"$4\r\ncold\r\n"
+        assert ask(other, b"SET hot2 new\r\n") == b"+OK\r\n"
+        assert ask(other, b"GET hot2\r\n") == b"$3\r\nnew\r\n"
+
+
+def read(s: Any, count: int) -> bytes:
+    """So many strings."""
+    got = b""
+    while got.count(b"\r\n") < 2 * count:
+        piece = s.recv(4096)
+        assert piece
+        got += piece
+    return got

@@ -138,6 +138,18 @@ impl Shard {
             self.note_turned_back(node, u64::from(role == Role::Shared));
             return Err(text);
         }
+        self.dial(node, role, protocol, db, user)
+    }
+
+    /// As `open`, whatever is thought of the node.
+    pub(super) fn dial(
+        &mut self,
+        node: u32,
+        role: Role,
+        protocol: Protocol,
+        db: u32,
+        user: u32,
+    ) -> Result<u32, String> {
         let Some(addr) = self
             .topology
             .as_ref()

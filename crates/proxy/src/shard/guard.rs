@@ -135,8 +135,11 @@ impl Shard {
     }
 
     /// Whether only new connections to a node fail (it has as many clients as it may have), and one that there
-    /// was before still stands: the requests of those who share it go on.
+    /// was before still stands: the requests of those who share it go on. Not where that one is silent.
     fn has_way(&self, node: u32) -> bool {
+        if self.overload.has_breaker && self.silent(node).is_some() {
+            return false;
+        }
         let state = &self.nodes[node as usize];
         let since = state.guard.breaker.failing_since();
         let shared = state.shared.iter();
@@ -157,14 +160,20 @@ impl Shard {
         found.map(|up| up.pending.len()).sum()
     }
 
-    /// Whether a connection to `node` may be opened now.
+    /// Whether a connection to `node` may be opened now. One that is silent is asked over one of our own first,
+    /// or whoever wants one waits for as long as its set-up may take.
     ///
     /// # Errors
     /// What a client is told who wants it.
     pub(super) fn check_pause(&mut self, node: u32) -> Result<(), String> {
         let guard = &mut self.nodes[node as usize].guard;
         guard.breaker.advance(self.now);
-        if guard.breaker.state() != State::Open {
+        let may = match guard.breaker.state() {
+            State::Open => false,
+            State::HalfOpen => !self.overload.has_breaker || self.silent(node).is_none(),
+            _ => true,
+        };
+        if may {
             return Ok(());
         }
         self.nodes[node as usize].is_full = false;
@@ -222,7 +231,11 @@ impl Shard {
         }
     }
 
-    fn on_opened(&mut self, node: u32, cause: Cause, why: &str) {
+    fn on_opened(&mut self, node: u32, mut cause: Cause, why: &str) {
+        // A node that hangs lets nobody in either: what it is waited for is that it answers.
+        if cause == Cause::Unreachable && self.overload.has_breaker && self.silent(node).is_some() {
+            cause = Cause::Silent;
+        }
         let guard = &mut self.nodes[node as usize].guard;
         guard.cause = cause;
         why.clone_into(&mut guard.why);
@@ -233,6 +246,9 @@ impl Shard {
         if !self.has_way(node) {
             let text = self.why_not(node);
             self.turn_back_late(node, 0, &text);
+        }
+        if cause == Cause::Silent {
+            self.answer_sent_from_stale(node);
         }
         // Shards find out together.
         if is_first && self.index == 0 {

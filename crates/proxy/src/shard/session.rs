@@ -567,6 +567,12 @@ impl Shard {
             return;
         };
         client.is_closing = true;
+        if client.is_subscribing {
+            let mut error = Vec::new();
+            let text = "ERR keyheat: the upstream was lost before it confirmed the subscription";
+            encode::error(&mut error, text);
+            client.push(&error);
+        }
         if let Some(listening) = client
             .listening
             .as_ref()

@@ -66,7 +66,7 @@ impl Shard {
         }
         let (protocol, db) = self.usual();
         let opened = self
-            .open(node, Role::Pinned(None), protocol, db, SERVICE)
+            .dial(node, Role::Pinned(None), protocol, db, SERVICE)
             .ok();
         if let Some(index) = opened {
             // One that runs a script lets connections come, and answers nothing on them but BUSY.

@@ -1,8 +1,9 @@
 //! `stale_on_error_ms`: a read of a hot key whose node cannot answer gets the last reply that was proved.
 //!
 //! It is the only thing that relaxes the staleness bound, and it is off unless asked for. It speaks where the
-//! client would get an error of the proxy: breaker open, node crowded, connection lost, nobody to connect to. An
-//! error of the node itself is the node's answer and is passed on.
+//! client would get an error of the proxy: breaker open, node crowded, connection lost, nobody to connect to; and
+//! to reads that were sent to a node before it was found to be silent. An error of the node itself is the node's
+//! answer and is passed on.
 //!
 //! Who never gets one: whoever is inside `MULTI` or after `WATCH`, has connections of its own (`CLIENT
 //! TRACKING`), asks for another database than the cache's, or has an unanswered write before the read; nobody,
@@ -19,7 +20,7 @@ use keyheat_core::overload::stale::{Kept, StaleStore};
 use keyheat_core::Nanos;
 use keyheat_resp::encode;
 
-use super::client::ClientId;
+use super::client::{ClientId, Ticket};
 use super::fill::{variant, Fill};
 use super::serve::Flow;
 use super::upstream::{Owner, Pending};
@@ -124,11 +125,7 @@ impl Shard {
         let mut error = Vec::new();
         encode::error(&mut error, text);
         match pending.owner {
-            Owner::Client(ticket) => {
-                if let Some(reply) = self.stale_reply(ticket.client, frame, pending.flags) {
-                    return self.pass_on(ticket.client, ticket.seq, &reply, true);
-                }
-            }
+            Owner::Client(ticket) if self.pass_stale(ticket, frame, pending.flags) => return,
             Owner::Fill(number) if !self.passes_through() => return self.fail_fill(number, text),
             _ => {}
         }
@@ -137,6 +134,68 @@ impl Shard {
             self.stats.upstream_errors.add(1);
         }
         self.give(pending, &error);
+    }
+
+    /// Reads that were sent to a node that went silent, and need not be waited for. Their replies, should they
+    /// come, are nobody's then.
+    pub(super) fn answer_sent_from_stale(&mut self, node: u32) {
+        if self.settings.stale_on_error_ms == 0 {
+            return;
+        }
+        let shared = self.nodes[node as usize].shared.clone();
+        for (_, _, _, index) in shared {
+            let Some(up) = self
+                .upstreams
+                .get(index as usize)
+                .filter(|up| up.streamed == 0)
+            else {
+                continue;
+            };
+            let mut at = up.acked;
+            let mut sent = Vec::new();
+            for (place, pending) in up.pending.iter().enumerate() {
+                let frame = up.out.get(at..at + pending.len).unwrap_or_default();
+                at += pending.len;
+                match pending.owner {
+                    Owner::Client(_) => sent.push((place, *pending, frame.to_vec())),
+                    Owner::Fill(_) => sent.push((place, *pending, Vec::new())),
+                    _ => {}
+                }
+            }
+            for (place, pending, frame) in sent {
+                match pending.owner {
+                    Owner::Client(ticket) if self.pass_stale(ticket, &frame, pending.flags) => {
+                        let up = self.upstreams.get_mut(index as usize);
+                        if let Some(pending) = up.and_then(|up| up.pending.get_mut(place)) {
+                            pending.owner = Owner::Nobody;
+                        }
+                    }
+                    Owner::Fill(number) => self.answer_waiters_from_stale(number),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn answer_waiters_from_stale(&mut self, number: u64) {
+        let Some(fill) = self.fills.get_mut(&number) else {
+            return;
+        };
+        let (frame, waiters) = (fill.frame.clone(), std::mem::take(&mut fill.waiters));
+        let is_left = |ticket: &Ticket| !self.pass_stale(*ticket, &frame, Pending::HAS_KEY);
+        let left: Vec<Ticket> = waiters.into_iter().filter(is_left).collect();
+        if let Some(fill) = self.fills.get_mut(&number) {
+            fill.waiters = left;
+        }
+    }
+
+    /// Whether a request that waits was answered with what is kept.
+    fn pass_stale(&mut self, ticket: Ticket, frame: &[u8], flags: u8) -> bool {
+        let Some(reply) = self.stale_reply(ticket.client, frame, flags) else {
+            return false;
+        };
+        self.pass_on(ticket.client, ticket.seq, &reply, true);
+        true
     }
 
     /// The read of a fill will not be answered.

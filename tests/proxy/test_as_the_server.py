@@ -8,8 +8,8 @@ import pytest
 
 from keyheat.server.cluster import EmbeddedCluster
 from keyheat.server.embedded import EmbeddedServer
-from tests.proxy.proxies import ready
-from tests.proxy.wire import Command, Wire, ask, command, say, words
+from tests.proxy.proxies import ready, stats
+from tests.proxy.wire import Command, Wire, ask, command, encode, say, words
 
 Eventually = Callable[..., Any]
 
@@ -232,3 +232,46 @@ def test_what_debug_does_without_keys_is_done_before_a_cluster(
         assert say(wire, command("DEBUG", "ERROR", "OOM it is full")) == [b"-OOM it is full\r\n"]
         assert say(wire, "DEBUG SET-ACTIVE-EXPIRE 1", "DEBUG SLEEP 0") == [b"+OK\r\n"] * 2
         assert say(wire, "DEBUG RELOAD")[0].startswith(b"-ERR keyheat: 'debug' is about one server")
+
+
+@pytest.mark.parametrize("kind", ["status", "error"])
+def test_a_line_as_long_as_a_value_costs_nobody_a_connection(
+    proxy: Any, valkey: str, wires: Any, kind: str
+) -> None:
+    script = f"return redis.{kind}_reply(string.rep('x', tonumber(ARGV[1])))"
+    other = wires(proxy.listen)
+    for length in ("65000", "66000", "5000000"):
+        batch = [command("EVAL", script, "0", length), words("GET x")]
+        direct, through = (until(wires(address), batch) for address in (valkey, proxy.listen))
+        assert len(through) > int(length)
+        assert through == direct
+        assert say(other, "PING x") == [b"$1\r\nx\r\n"]
+    assert stats(proxy)["upstream_errors"] == 0
+
+
+@pytest.mark.parametrize("length", [50_000, 1_000_000])
+def test_a_client_that_leaves_with_much_behind_a_blocking_command_takes_nothing(
+    proxy: Any, valkey: str, wires: Any, eventually: Eventually, length: int
+) -> None:
+    behind = command("GET", "x" * 1_000)
+    wire = wires(proxy.listen)
+    wire.socket.sendall(encode(words("BLPOP jobs:behind 0")) + encode(behind) * (length // 1_000))
+    is_blocked = "INFO clients"
+    eventually(lambda: b"blocked_clients:1" in ask(valkey, *is_blocked.split()))
+    wire.socket.close()
+    eventually(lambda: b"blocked_clients:0" in ask(valkey, *is_blocked.split()))
+    assert ask(valkey, "RPUSH", "jobs:behind", "job") == b":1\r\n"
+    assert ask(valkey, "LPOP", "jobs:behind") == b"$3\r\njob\r\n"
+
+
+def test_what_stands_behind_a_blocking_command_is_served_after_it(
+    proxy: Any, valkey: str, wires: Any, eventually: Eventually
+) -> None:
+    wire = wires(proxy.listen)
+    count = 1_000
+    wire.send([words("BLPOP jobs:order 0")] + [command("ECHO", f"{n:01000}") for n in range(count)])
+    eventually(lambda: b"blocked_clients:1" in ask(valkey, "INFO", "clients"))
+    ask(valkey, "RPUSH", "jobs:order", "job")
+    assert b"job" in wire.reply()
+    for n in range(count):
+        assert wire.reply() == b"$1000\r\n%01000d\r\n" % n

@@ -97,3 +97,29 @@ def test_answers_from_memory_are_not_limited(
 
         eventually(is_answered_here)
         assert {ask(s, b"GET hot\r\n") for _ in range(2_000)} == {b"$1\r\nv\r\n"}
+
+
+@pytest.mark.parametrize("request_", [b"MGET hot cold\r\n", b"EXISTS cold hot\r\n"])
+@pytest.mark.parametrize("servers", ["one", "cluster"])
+def test_a_read_of_several_keys_is_one_of_each(
+    proxy_factory: Any,
+    eventually: Eventually,
+    request: pytest.FixtureRequest,
+    servers: str,
+    request_: bytes,
+) -> None:
+    upstream = (
+        request.getfixturevalue("valkey") if servers == "one" else request.getfixturevalue("cluster").url
+    )
+    proxy = proxy_factory(upstream, shards=1, rules=[rule([], reads_per_s_max=40)])
+    eventually(lambda: is_up(proxy))
+    with connect(proxy) as s:
+        until_hot(proxy, s, eventually)
+        answers = []
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            answers.append(ask(s, request_))
+            assert not ask(s, b"MGET cold cold2\r\n").startswith(b"-")
+        turned_back = [a for a in answers if a.startswith(b"-OVERLOAD keyheat: rule 'feeds' lets")]
+        assert 40 <= len(answers) - len(turned_back) <= 40 * 3 + 8
+        assert len(turned_back) > 100

@@ -12,6 +12,9 @@ use super::serve::{Flow, Request};
 use super::users::NOBODY;
 use super::{Shard, WAITING_MAX};
 
+/// Bytes that are taken from a client that waits in a blocking command.
+const AHEAD_MAX: usize = 16 << 20;
+
 /// What is taken from a client that has not said who it is: enough for AUTH and HELLO.
 const STRANGER: keyheat_resp::Limits = keyheat_resp::Limits {
     bulk_max_bytes: 16 * 1024,
@@ -75,6 +78,10 @@ impl Shard {
         };
         if !has_looked || client.is_held || client.is_closing {
             client.has_unread = true;
+            if client.is_blocked && client.input.len() < AHEAD_MAX {
+                // That it has left is heard only behind all that it has sent.
+                self.read_ahead(id);
+            }
             return;
         }
         if client.is_full(replies_max) {
@@ -133,7 +140,7 @@ impl Shard {
         }
     }
 
-    /// Takes what a client sends that does not read, to be served when it does.
+    /// Takes what a client sends that does not read, or waits in a blocking command, to be served when it may be.
     fn read_ahead(&mut self, id: ClientId) {
         let mut scratch = std::mem::take(&mut self.scratch);
         if let Some(n) = self.read_client(id, &mut scratch) {

@@ -6,8 +6,9 @@
 //! must not cool because it is held down.
 //!
 //! Writes are never limited, so neither are keys used as locks: what takes and frees a lock is a write (`SET
-//! NX`, a script). Nor are sessions, clients with connections of their own, reads of several keys at once, and
-//! the reads that fill the local cache, which share one read anyway.
+//! NX`, a script). Nor are sessions, clients with connections of their own, and the reads that fill the local
+//! cache, which share one read anyway. A read of several keys is one of each, and is turned back as a whole where
+//! one of them is over its limit; for `concurrency_max` it is on its way as a read of its first key.
 //!
 //! *Error.* The limits are per proxy and divided evenly over its shards, where the system deals clients out: a
 //! key whose readers all meet one of *s* shards gets a share of 1/s of its limit. Shares of `concurrency_max` are
@@ -18,6 +19,8 @@
 //! on its way is counted where it lies.
 
 use keyheat_core::Nanos;
+use keyheat_resp::command::Command;
+use keyheat_resp::slot;
 
 use super::client::ClientId;
 use super::serve::{Flow, Keys, Request};
@@ -34,16 +37,17 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    /// Takes one read out, if there is one. It fills up within a second.
-    fn take(&mut self, now: Nanos, per_s: f64) -> bool {
+    /// Whether there is a read in it. It fills up within a second.
+    fn has_one(&mut self, now: Nanos, per_s: f64) -> bool {
         let more = per_s * now.saturating_sub(self.at) as f64 / SEC as f64;
         self.left = (self.left + more).min(per_s.max(1.0));
         self.at = now;
-        if self.left < 1.0 {
-            return false;
-        }
-        self.left -= 1.0;
-        true
+        self.left >= 1.0
+    }
+
+    /// Takes one read out.
+    fn take(&mut self) {
+        self.left = (self.left - 1.0).max(0.0);
     }
 }
 
@@ -61,15 +65,57 @@ impl Shard {
         if self.client(id).is_none_or(|c| !c.may_read_locally()) {
             return None;
         }
-        let over = self.over(limits, keys.hash, node)?;
-        let text = format!(
-            "OVERLOAD keyheat: rule '{}' lets each of its hot keys have {over}; this read was not sent, try \
-             again later",
-            limits.rule
-        );
+        let Some(over) = self.over(limits, keys.hash, node) else {
+            self.take_read(keys.hash);
+            return None;
+        };
         self.note_turned_back(node, 1);
         self.count_local(keys.hash, node, request.frame.len() as u64);
+        let text = too_often(limits, &over);
         Some(self.refuse_or_stale(id, request.frame, Pending::HAS_KEY, &text))
+    }
+
+    /// As `limit_read`, for a read of several keys, which may lie on several nodes.
+    pub(super) fn limit_read_of_many(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        command: &Command,
+    ) -> Option<Flow> {
+        if self.client(id).is_none_or(|c| !c.may_read_locally()) {
+            return None;
+        }
+        let hot = std::sync::Arc::clone(&self.hot);
+        let mut limited = Vec::new();
+        let _ = command.for_each_key(
+            request.argc(),
+            |i| request.arg(i),
+            |i| {
+                let key = request.arg(i);
+                let hash = self.hasher.hash(key);
+                if let Some(limits) = hot.limits_of(hash) {
+                    limited.push((hash, slot::slot(key), limits));
+                }
+            },
+        );
+        for &(hash, slot, limits) in &limited {
+            let node = self.owner(slot).ok()?;
+            if let Some(over) = self.over(limits, hash, node) {
+                self.note_turned_back(node, 1);
+                self.count_local(hash, node, request.frame.len() as u64);
+                return Some(self.refuse_upstream(id, &too_often(limits, &over)));
+            }
+        }
+        for (hash, ..) in limited {
+            self.take_read(hash);
+        }
+        None
+    }
+
+    fn take_read(&mut self, key_hash: u64) {
+        if let Some(bucket) = self.buckets.get_mut(&key_hash) {
+            bucket.take();
+        }
     }
 
     /// Which limit a read of the key would be over.
@@ -88,13 +134,13 @@ impl Shard {
             at: now,
         };
         let bucket = self.buckets.entry(key_hash).or_insert(full);
-        let is_over = !bucket.take(now, per_s);
+        let is_over = !bucket.has_one(now, per_s);
         let max = limits.reads_per_s_max;
         is_over.then(|| format!("{max} reads per second (reads_per_s_max)"))
     }
 
     fn reads_under_way(&self, key_hash: u64, node: u32) -> usize {
-        const KINDS: u8 = Pending::HAS_KEY | Pending::WRITE | Pending::MANY_KEYS;
+        const KINDS: u8 = Pending::HAS_KEY | Pending::WRITE;
         let is_one = |p: &&Pending| p.key_hash == key_hash && p.flags & KINDS == Pending::HAS_KEY;
         let shared = self
             .upstreams
@@ -106,9 +152,25 @@ impl Shard {
     }
 }
 
+fn too_often(limits: &ReadLimits, over: &str) -> String {
+    format!(
+        "OVERLOAD keyheat: rule '{}' lets each of its hot keys have {over}; this read was not sent, try \
+         again later",
+        limits.rule
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn read(bucket: &mut Bucket, now: Nanos, per_s: f64) -> bool {
+        let has_one = bucket.has_one(now, per_s);
+        if has_one {
+            bucket.take();
+        }
+        has_one
+    }
 
     #[test]
     fn a_bucket_lets_its_rate_pass() {
@@ -116,13 +178,13 @@ mod tests {
         let mut passed = 0;
         for tenth in 0..50 {
             for _ in 0..10 {
-                passed += u32::from(bucket.take(tenth * SEC / 10, 5.0));
+                passed += u32::from(read(&mut bucket, tenth * SEC / 10, 5.0));
             }
         }
         assert!((28..=30).contains(&passed), "{passed}");
         let mut less_than_one = Bucket { left: 1.0, at: 0 };
-        assert!(less_than_one.take(0, 0.5));
-        assert!(!less_than_one.take(SEC, 0.5));
-        assert!(less_than_one.take(2 * SEC, 0.5));
+        assert!(read(&mut less_than_one, 0, 0.5));
+        assert!(!read(&mut less_than_one, SEC, 0.5));
+        assert!(read(&mut less_than_one, 2 * SEC, 0.5));
     }
 }

@@ -92,7 +92,8 @@ impl Shard {
         let generation = up.generation;
         let mut joined = std::mem::take(&mut up.input);
         let mut buf = fresh;
-        if !joined.is_empty() {
+        let was_in_line = !joined.is_empty();
+        if was_in_line {
             joined.extend_from_slice(fresh);
             buf = &joined;
         }
@@ -118,7 +119,12 @@ impl Shard {
             buf = rest;
             self.take_piece(index, piece, scan.complete);
         }
-        let rest = buf.to_vec();
+        // A line may be long: what was gathered of it is not copied for every piece.
+        let rest = if was_in_line && buf.len() == joined.len() {
+            joined
+        } else {
+            buf.to_vec()
+        };
         if let Some(up) = self.upstreams.get_mut(index as usize) {
             if up.generation == generation {
                 up.input = rest;

@@ -260,6 +260,11 @@ impl Shard {
                 _ => self.any_node(id, request, Some(command)),
             };
         }
+        if self.has_limits && keys.count > 1 && !writes(command) {
+            if let Some(flow) = self.limit_read_of_many(id, request, command) {
+                return flow;
+            }
+        }
         let Some(slot) = keys.slot else {
             return match class {
                 Class::Split(merge) => self.split(id, request, command, merge),

@@ -15,9 +15,12 @@ use super::client::{ClientId, Ticket};
 use super::marks::Marks;
 use crate::stream::Stream;
 
-/// What a server may answer. A script may nest as deep as Lua's stack (some 8,000 tables) lets it, and to give up
-/// a connection for that would be at the cost of everybody on it.
+/// What a server may answer: anything. To give up a connection for a reply would be at the cost of everybody on
+/// it. A script may nest as deep as Lua's stack (some 8,000 tables) lets it, and answer with a status or an error
+/// as long as a value; `DUMP` of a list is as long as all of its values.
 pub(super) const REPLIES: Limits = Limits {
+    bulk_max_bytes: usize::MAX / 2,
+    inline_max_bytes: 1 << 30,
     depth_max: 65_536,
     ..Limits::DEFAULT
 };

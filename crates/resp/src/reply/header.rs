@@ -83,7 +83,7 @@ fn classify(kind: u8, text: &[u8], limits: &Limits) -> Result<Header, ProtocolEr
             if n == -1 && matches!(kind, b'$' | b'*') {
                 return Ok(Header::Null);
             }
-            if n > ELEMENTS_MAX {
+            if n > ELEMENTS_MAX && !matches!(kind, b'$' | b'!' | b'=') {
                 return Err(invalid.into());
             }
             let n = usize::try_from(n).map_err(|_| invalid)?;

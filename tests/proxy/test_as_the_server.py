@@ -137,6 +137,19 @@ def test_a_pause_of_all_holds_up_a_ping(
     assert say(wire, "PING") == [b"+PONG\r\n"]
 
 
+def test_a_pause_holds_up_what_comes_with_it_and_nothing_that_came_before(
+    own_server: EmbeddedServer, proxy_factory: Any, wires: Any, eventually: Eventually
+) -> None:
+    proxy = ready(proxy_factory(own_server.address), eventually)
+    wire = wires(proxy.listen)
+    wire.send([words("SET before 1"), words("CLIENT PAUSE 600"), words("PING")])
+    started = time.monotonic()
+    assert [wire.reply(), wire.reply()] == [b"+OK\r\n", b"+OK\r\n"]
+    assert time.monotonic() - started < 0.5
+    assert wire.reply() == b"+PONG\r\n"
+    assert time.monotonic() - started > 0.55
+
+
 def test_a_pause_holds_up_writes_alone_and_is_not_taken_for_a_failing_server(
     own_server: EmbeddedServer, proxy_factory: Any, wires: Any, eventually: Eventually
 ) -> None:

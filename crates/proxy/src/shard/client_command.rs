@@ -27,10 +27,7 @@ impl Shard {
             b"list" => self.client_list(id, request),
             b"kill" => self.client_kill(id, request),
             b"unblock" => self.client_unblock(id, request),
-            b"pause" | b"unpause" => {
-                let class = Class::Beside(Merge::Pause);
-                self.all_nodes(id, request, command::lookup(b"ping"), class)
-            }
+            b"pause" | b"unpause" => self.client_pause(id, request),
             b"reply" => self.client_reply(id, request),
             b"import-source" => self.refuse(
                 id,
@@ -39,6 +36,20 @@ impl Shard {
             ),
             _ => self.client_plain(id, request, &sub, command),
         }
+    }
+
+    fn client_pause(&mut self, id: ClientId, request: &Request<'_>) -> Flow {
+        // It goes on a connection of its own, where it would overtake what is before it.
+        if self.client(id).is_some_and(|c| !c.is_clear()) {
+            return Flow::Wait;
+        }
+        let class = Class::Beside(Merge::Pause);
+        let flow = self.all_nodes(id, request, command::lookup(b"ping"), class);
+        // Whether what is behind it has to wait is known with its answer.
+        if let Some(client) = self.client(id) {
+            client.is_held = !client.is_clear();
+        }
+        flow
     }
 
     /// What is known here of the client itself.

@@ -85,7 +85,8 @@ def test_a_server_that_wants_a_password_gets_one(proxy: Any, server: EmbeddedSer
     # Who was let in before stays, as at the server; who comes now is not.
     assert say(early, "GET a") == [b"$1\r\n1\r\n"]
     wire, direct = wires(proxy.listen), wires(server.address)
-    for line in ("GET a", "PING", "HELLO 3", "HELLO 2", "SUBSCRIBE c", "AUTH wrong", "AUTH plum", "GET a"):
+    refused = ["GET a", "PING", "HELLO 3", "HELLO 2", "SUBSCRIBE c", "MULTI", "EXEC", "AUTH wrong"]
+    for line in [*refused, "AUTH plum", "GET a"]:
         assert say(wire, line) == say(direct, line), line
     assert say(wires(proxy.listen), "HELLO 3 AUTH default plum", "GET a")[1] == b"$1\r\n1\r\n"
     # A stranger may not send much: refused by what it says it will send.
@@ -93,6 +94,20 @@ def test_a_server_that_wants_a_password_gets_one(proxy: Any, server: EmbeddedSer
     say(stranger, "PING")
     stranger.socket.sendall(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$%d\r\n" % (1 << 20))
     assert b"Protocol error" in stranger.reply()
+
+
+def test_a_client_that_has_said_its_password_can_be_unblocked(
+    proxy: Any, server: EmbeddedServer, wires: Any, eventually: Eventually
+) -> None:
+    ask(server.address, "CONFIG", "SET", "requirepass", "plum")
+    blocked, other = wires(proxy.listen), wires(proxy.listen)
+    say(other, "AUTH plum")
+    number = say(blocked, "AUTH plum", "CLIENT ID")[1].decode()[1:].strip()
+    blocked.send([command("BLPOP", "never", "0")])
+    eventually(lambda: say(other, f"CLIENT UNBLOCK {number}") == [b":1\r\n"])
+    assert blocked.reply() == b"*-1\r\n"
+    listed = say(wires(server.address), "AUTH plum", "CLIENT LIST")[1].splitlines()
+    assert [line for line in listed if b" name= " in line and b"cmd=client|list" not in line] == []
 
 
 def test_who_is_let_in_may_send_much(proxy: Any, wires: Any) -> None:

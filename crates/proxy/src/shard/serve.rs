@@ -15,6 +15,8 @@ use keyheat_net::clock::SEC;
 
 /// A key that was set as locks are is taken for one so long.
 const LOCK_FOR: Nanos = 3600 * SEC;
+/// How a server begins to refuse EXEC, before it says why.
+const EXEC_REFUSED: &str = "EXECABORT Transaction discarded because of:";
 
 /// One whole request.
 #[derive(Clone, Copy)]
@@ -91,7 +93,11 @@ impl Shard {
             if client.user == NOBODY && !client.is_tried {
                 return self.authenticate(id, &[], None);
             }
-            return self.refuse(id, "NOAUTH Authentication required.");
+            let text = "NOAUTH Authentication required.";
+            return match command {
+                Some(c) if c.name == "exec" => self.refuse(id, &format!("{EXEC_REFUSED} {text}")),
+                _ => self.refuse(id, text),
+            };
         }
         if let Some(c) = command {
             let sub = c.sub(request.arg(1)).unwrap_or(c);
@@ -105,7 +111,7 @@ impl Shard {
                     return flow;
                 }
                 let code = match name {
-                    "exec" => "EXECABORT Transaction discarded because of:",
+                    "exec" => EXEC_REFUSED,
                     _ => "ERR",
                 };
                 let text = format!("{code} wrong number of arguments for '{name}' command");

@@ -26,7 +26,7 @@ use keyheat_resp::{encode, Protocol};
 use super::client::{ClientId, Ticket};
 use super::intake::limits_of;
 use super::serve::{Flow, Request};
-use super::upstream::{Owner, Pending, Role};
+use super::upstream::{Owner, Pending, Role, Step};
 use super::Shard;
 use crate::control::ToControl;
 use crate::settings::Auth;
@@ -214,6 +214,7 @@ impl Shard {
                 if let Some(up) = self.upstreams.get_mut(index as usize) {
                     up.user = user;
                     self.release(index);
+                    self.introduce(index);
                 }
                 self.finish_auth(id, &asked);
             }
@@ -255,6 +256,20 @@ impl Shard {
         }
         if let (Some(client), Some(seq)) = (self.client(id), asked.seq) {
             client.deliver(seq, &reply, true);
+        }
+    }
+
+    /// Asks once more what a server that wants a password refused while the connection was nobody's: its name,
+    /// and its number, by which a client that blocks on it is unblocked.
+    fn introduce(&mut self, index: u32) {
+        let now = self.now;
+        if let Some(up) = self.upstreams.get_mut(index as usize) {
+            if up.server_id == 0 {
+                let name: [&[u8]; 3] = [b"CLIENT", b"SETNAME", b"keyheat"];
+                up.ask(&name, Owner::Setup(Step::Name), now);
+                up.ask(&[b"CLIENT", b"ID"], Owner::Setup(Step::Id), now);
+                self.mark_upstream(index);
+            }
         }
     }
 
@@ -312,8 +327,7 @@ impl Shard {
             let mut line: Vec<&[u8]> = vec![b"AUTH"];
             line.extend(words.iter().map(Vec::as_slice));
             up.user = user;
-            let step = super::upstream::Step::Auth;
-            up.ask(&line, Owner::Setup(step), self.now);
+            up.ask(&line, Owner::Setup(Step::Auth), self.now);
             if up.stage != super::upstream::Stage::Ready {
                 up.setup_end = up.out.len();
             }

@@ -5,6 +5,7 @@
 //! writes straight into the output, later ones keep what arrives early. A reply that comes in
 //! pieces is passed on in pieces, so a large value is not held here whole while it is on its way.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use keyheat_core::Nanos;
@@ -591,6 +592,7 @@ impl Client {
     /// Hands over a message of its subscriptions. What the client itself is about to cause comes after the
     /// reply to its request, as from the server, though it comes on another connection.
     pub fn push_published(&mut self, message: &[u8]) {
+        let message = &*self.spoken(message);
         if self.slots.is_empty() || self.is_blocked {
             return self.push(message);
         }
@@ -600,6 +602,20 @@ impl Client {
             is_done: true,
             ..Slot::default()
         });
+    }
+
+    /// A message in the client's protocol: the connection that it came on may still speak the one before.
+    fn spoken<'a>(&self, message: &'a [u8]) -> Cow<'a, [u8]> {
+        let kind = match self.protocol {
+            Protocol::Resp2 => b'*',
+            Protocol::Resp3 => b'>',
+        };
+        match message {
+            [b'*' | b'>', rest @ ..] if message[0] != kind => {
+                Cow::Owned([&[kind][..], rest].concat())
+            }
+            _ => Cow::Borrowed(message),
+        }
     }
 
     /// Forgets what was written, and gives large memory back.

@@ -11,3 +11,14 @@ net.Socket.prototype.connect = function (...args) {
   }
   return connect.apply(this, args);
 };
+
+// What fails late in a test that is left out, or fails directly, would be taken for a failure of the next.
+const leftOut = new Set(JSON.parse(process.env.KEYHEAT_COMPAT_LEFT_OUT || "[]"));
+
+exports.mochaHooks = {
+  beforeEach() {
+    if (leftOut.has(this.currentTest.fullTitle())) {
+      this.skip();
+    }
+  },
+};

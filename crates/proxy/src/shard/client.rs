@@ -14,6 +14,7 @@ use keyheat_resp::request::RequestParser;
 use keyheat_resp::Protocol;
 
 use super::own::Own;
+use super::rights::Verdict;
 use super::selects::Selects;
 use super::subscribe::Listening;
 use super::users::{Authenticating, SERVICE};
@@ -138,6 +139,8 @@ pub(super) struct Client {
     /// The server was asked whether this client needs a password.
     pub is_tried: bool,
     pub authenticating: Option<Box<Authenticating>>,
+    /// Whether its user may what it asks for now.
+    pub verdict: Option<Box<Verdict>>,
     pub parser: RequestParser,
     /// What was read and is not served yet, and before it so many bytes that are done with.
     pub input: Vec<u8>,
@@ -242,6 +245,7 @@ impl Client {
             user: SERVICE,
             is_tried: false,
             authenticating: None,
+            verdict: None,
             parser: RequestParser::new(keyheat_resp::Limits::default()),
             input: Vec::new(),
             input_served: 0,

@@ -20,6 +20,9 @@ impl Shard {
         command: Option<&'static Command>,
     ) -> Flow {
         let sub = request.arg(1).to_ascii_lowercase();
+        if let Some(flow) = command.and_then(|c| self.unless_allowed(id, c.name)) {
+            return flow;
+        }
         match sub.as_slice() {
             b"tracking" | b"trackinginfo" | b"caching" | b"getredir" | b"no-touch" => {
                 self.own_command(id, request, &sub)

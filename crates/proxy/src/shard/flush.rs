@@ -81,7 +81,8 @@ impl Shard {
         let may_go_on = !client.is_blocked
             && !client.releases_pinned
             && !client.is_subscribing
-            && client.authenticating.is_none();
+            && client.authenticating.is_none()
+            && !client.verdict.as_ref().is_some_and(|v| v.is_awaited());
         let (now, before) = client.recount();
         if client.is_held && client.is_clear() && may_go_on {
             client.is_held = false;

@@ -20,7 +20,7 @@
 //! - `locals`: commands answered here
 //! - `session`: transactions (`selects`: where they leave a connection) and blocking commands; `subscribe`: subscriptions, `MONITOR`
 //!   (`shard_channels`, `keyspace`: before a Cluster)
-//! - `users`: clients as users of the server
+//! - `users`: clients as users of the server; `rights`: what the proxy does only for users who may
 //! - `own`: clients with connections of their own; `wait`: `WAIT`
 //! - `client_command`: what clients ask about clients; `ask`: of all shards; `facade`: one node, to clients
 //!   of a Cluster
@@ -68,6 +68,7 @@ mod redirect;
 mod replicas;
 mod replication;
 mod replies;
+mod rights;
 mod selects;
 mod serve;
 mod session;

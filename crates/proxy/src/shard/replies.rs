@@ -261,6 +261,9 @@ impl Shard {
         if let Owner::Auth(id) = pending.owner {
             return self.on_authenticated(id, index, frame);
         }
+        if let Owner::Right { .. } = pending.owner {
+            return self.on_right(index, &pending, frame);
+        }
         if let Owner::Setup(step) = pending.owner {
             return self.on_setup(index, step, frame);
         }
@@ -459,6 +462,7 @@ impl Shard {
             Owner::Permit(identity) => self.on_permit(identity, pending.sent_at, frame),
             // The connection was lost before the server could say.
             Owner::Auth(id) => self.on_auth_lost(id, frame),
+            Owner::Right { user, place } => self.on_right_lost(user, place, frame),
             Owner::Beat { .. }
             | Owner::Setup(_)
             | Owner::Multi

@@ -82,6 +82,8 @@ pub(super) enum Owner {
     Auth(ClientId),
     /// Whether a user may have a line answered from memory.
     Permit(u64),
+    /// Whether a user may what the proxy does itself.
+    Right { user: u32, place: u8 },
     /// Whether a client's wait was ended.
     Unblock(u32),
     /// Nobody.

@@ -25,6 +25,7 @@ use keyheat_resp::{encode, Protocol};
 
 use super::client::{ClientId, Ticket};
 use super::intake::limits_of;
+use super::rights::Right;
 use super::serve::{Flow, Request};
 use super::upstream::{Owner, Pending, Role, Step};
 use super::Shard;
@@ -55,6 +56,8 @@ pub(super) struct User {
     /// The words of `AUTH`, until nobody needs them.
     words: Vec<Vec<u8>>,
     clients: usize,
+    /// What it may of what the proxy does itself.
+    pub rights: Vec<Right>,
 }
 
 impl Drop for User {
@@ -295,6 +298,7 @@ impl Shard {
             name: name.to_owned(),
             words,
             clients: 0,
+            rights: Vec::new(),
         };
         Some(self.users.insert(user) as u32)
     }
@@ -399,7 +403,7 @@ impl Shard {
         });
     }
 
-    fn permit_bound(&self) -> Nanos {
+    pub(super) fn permit_bound(&self) -> Nanos {
         self.settings.max_staleness_ms * MS
     }
 

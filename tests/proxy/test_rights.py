@@ -1,0 +1,142 @@
+"""`auth = "pass_through"`: what the proxy does itself, it does only for users who may."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from keyheat.server.embedded import EmbeddedServer
+from tests.proxy.proxies import ready
+from tests.proxy.wire import Wire, ask, say
+
+Eventually = Callable[..., Any]
+
+NO_CLIENT = "9223372036854775807"
+
+
+@pytest.fixture
+def server(own_server: EmbeddedServer) -> EmbeddedServer:
+    """A server with users: `ro` may only read, `ops` may only look at clients."""
+    for line in (
+        "ACL SETUSER service on >s3cret ~* &* +@all",
+        "ACL SETUSER bob on >b ~* &* +@all",
+        "ACL SETUSER ro on >r ~* +get",
+        "ACL SETUSER ops on >o ~* +get +client|list +client|id",
+    ):
+        assert ask(own_server.address, *line.split()) == b"+OK\r\n"
+    return own_server
+
+
+@pytest.fixture
+def proxy(server: EmbeddedServer, proxy_factory: Any, eventually: Eventually) -> Any:
+    """A proxy with an account of its own before it."""
+    return ready(proxy_factory(f"redis://service:s3cret@{server.address}", auth="pass_through"), eventually)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "CLIENT LIST",
+        "CLIENT LIST TYPE normal",
+        "CLIENT KILL 10.0.0.1:1",
+        f"CLIENT KILL ID {NO_CLIENT}",
+        "CLIENT KILL no such thing",
+        f"CLIENT UNBLOCK {NO_CLIENT}",
+        "CLIENT PAUSE 1",
+        "CLIENT NO-EVICT on",
+        "CLIENT REPLY off",
+        "CLIENT ID",
+        "CLIENT GETNAME",
+        "CLIENT SETNAME x",
+        "CLIENT INFO",
+        "CLIENT KILL",
+    ],
+)
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_a_user_hears_the_server_on_what_it_may_not_ask_about_clients(
+    proxy: Any, server: EmbeddedServer, wires: Any, line: str, protocol: int
+) -> None:
+    heard = []
+    for address in (proxy.listen, server.address):
+        wire = wires(address)
+        say(wire, f"HELLO {protocol} AUTH ro r")
+        heard.append(say(wire, line, "GET none", line, line, "CLIENT LIST"))
+    through, direct = heard
+    assert through == direct
+    assert all(b"-NOPERM" in direct[at] for at in (0, 2, 3, 4)) or line == "CLIENT KILL"
+
+
+def test_who_may_is_served_and_nobody_else_is_killed_or_seen(
+    proxy: Any, server: EmbeddedServer, wires: Any
+) -> None:
+    bob, ro, ops = (wires(proxy.listen) for _ in range(3))
+    number = say(bob, "AUTH bob b", "CLIENT SETNAME bob", "CLIENT ID")[2].decode().strip()[1:]
+    say(ro, "AUTH ro r")
+    say(ops, "AUTH ops o")
+    for wire in (ro, ops):
+        assert say(wire, f"CLIENT KILL ID {number}", "CLIENT KILL USER bob")[1].startswith(b"-NOPERM")
+    assert b"name=bob" in say(ops, "CLIENT LIST")[0]
+    assert say(ops, "CLIENT ID")[0].startswith(b":")
+    refused = say(ops, "CLIENT INFO")[0]
+    assert refused == b"-NOPERM User ops has no permissions to run the 'client|info' command\r\n"
+    assert say(bob, "CLIENT GETNAME", "CLIENT KILL USER ro") == [b"$3\r\nbob\r\n", b":1\r\n"]
+    with pytest.raises(EOFError):
+        say(ro, "GET none")
+    # What is refused stands where an operator looks for it.
+    assert b"client|kill" in ask(server.address, "ACL", "LOG")
+
+
+def test_a_blocked_client_is_woken_by_those_who_may(proxy: Any, wires: Any) -> None:
+    bob, other, ro = (wires(proxy.listen) for _ in range(3))
+    number = say(bob, "AUTH bob b", "CLIENT ID")[1].decode().strip()[1:]
+    say(other, "AUTH bob b")
+    say(ro, "AUTH ro r")
+    bob.send([[b"BLPOP", b"none", b"20"]])
+    time.sleep(0.1)
+    assert say(ro, f"CLIENT UNBLOCK {number}")[0].startswith(b"-NOPERM")
+    assert say(other, f"CLIENT UNBLOCK {number}") == [b":1\r\n"]
+    assert bob.reply() in {b"*-1\r\n", b"$-1\r\n"}
+
+
+def test_a_right_to_ask_about_clients_that_changes_holds_no_longer_than_the_bound(
+    proxy: Any, server: EmbeddedServer, wires: Any
+) -> None:
+    wire = wires(proxy.listen)
+    say(wire, "AUTH ops o")
+
+    def may() -> bool:
+        return not say(wire, "CLIENT LIST")[0].startswith(b"-NOPERM")
+
+    assert may()
+    for change in ("-client|list", "+client|list", "-client|list"):
+        ask(server.address, "ACL", "SETUSER", "ops", change)
+        changed = time.monotonic()
+        wanted = change.startswith("+")
+        while True:
+            asked = time.monotonic()
+            if may() is wanted:
+                break
+            # A no is not kept at all.
+            assert not wanted
+            assert asked - changed < 0.15, change
+
+
+def test_many_clients_of_a_user_ask_once(proxy: Any, server: EmbeddedServer, wires: Any) -> None:
+    clients: list[Wire] = [wires(proxy.listen) for _ in range(40)]
+    for wire in clients:
+        say(wire, "AUTH bob b")
+    time.sleep(0.25)
+    for wire in clients:
+        wire.send([[b"CLIENT", b"GETNAME"]])
+    assert {wire.reply() for wire in clients} == {b"$-1\r\n"}
+    stats = ask(server.address, "INFO", "commandstats").decode()
+    # Each shard asks, and once more while it is in use.
+    assert 1 <= int(stats.split("cmdstat_client|getname:calls=")[1].split(",")[0]) < 20
+
+
+def test_who_cannot_be_asked_about_may_not(proxy: Any, server: EmbeddedServer, wires: Any) -> None:
+    wire = wires(proxy.listen)
+    say(wire, "AUTH bob b")
+    server.kill()
+    assert say(wire, "CLIENT LIST")[0].startswith(b"-ERR keyheat: ")

@@ -134,14 +134,6 @@ def test_every_kind_of_connection_is_the_users(proxy: Any, wires: Any, server: E
     assert say(wire, "AUTH ben pear", "GET b:1") == [b"+OK\r\n", b"_\r\n"]
 
 
-def test_who_may_not_open_a_transaction_is_told_so(proxy: Any, wires: Any) -> None:
-    wire, writer = wires(proxy.listen), wires(proxy.listen)
-    say(writer, "AUTH anna apple", "SET a:1 x")
-    replies = say(wire, "AUTH ben pear", "MULTI", "GET b:1", "EXEC")
-    assert all(reply.startswith(b"-NOPERM") and b"multi" in reply for reply in replies[2:])
-    assert say(writer, "WAIT 0 10") == [b":0\r\n"], "no write of others was lost by that"
-
-
 def test_reads_from_memory_are_only_for_those_who_may(proxy: Any, server: EmbeddedServer, wires: Any) -> None:
     ask(server.address, "SET", "b:hot", "x")
     ben, anna = wires(proxy.listen), wires(proxy.listen)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from keyheat.server.cluster import EmbeddedCluster
 from keyheat.server.embedded import EmbeddedServer
 from tests.proxy.proxies import ready
 from tests.proxy.wire import Wire, ask, say
@@ -140,3 +141,66 @@ def test_who_cannot_be_asked_about_may_not(proxy: Any, server: EmbeddedServer, w
     say(wire, "AUTH bob b")
     server.kill()
     assert say(wire, "CLIENT LIST")[0].startswith(b"-ERR keyheat: ")
+
+
+# ---------------------------------------------------------------- `MULTI`
+
+
+def change(server: EmbeddedServer, user: str, *rules: str) -> None:
+    """Other rights from now on."""
+    assert ask(server.address, "ACL", "SETUSER", user, *rules) == b"+OK\r\n"
+
+
+@pytest.mark.parametrize("batch", [True, False])
+def test_who_may_not_open_a_transaction_hears_so_and_goes_on(
+    proxy: Any, server: EmbeddedServer, wires: Any, batch: bool
+) -> None:
+    change(server, "ro", "+set", "+exec")
+    lines = ["MULTI", "SET alone 1", "EXEC", "GET alone", "MULTI", "GET alone"]
+    heard = []
+    for address in (proxy.listen, server.address):
+        wire = wires(address)
+        say(wire, "AUTH ro r")
+        heard.append(say(wire, *lines) if batch else [say(wire, line)[0] for line in lines])
+    assert heard[0] == heard[1]
+    assert heard[0][0] == b"-NOPERM User ro has no permissions to run the 'multi' command\r\n"
+
+
+def test_a_right_to_transactions_that_changes_costs_nobody_a_connection(
+    proxy: Any, server: EmbeddedServer, wires: Any
+) -> None:
+    wire = wires(proxy.listen)
+    say(wire, "AUTH ro r")
+    for rule in ("+multi", "-multi", "+multi"):
+        change(server, "ro", "+exec", rule)
+        time.sleep(0.15)
+        replies = say(wire, "MULTI", "GET none", "EXEC", "GET none")
+        if rule == "+multi":
+            assert replies == [b"+OK\r\n", b"+QUEUED\r\n", b"*1\r\n$-1\r\n", b"$-1\r\n"]
+        else:
+            assert replies[0].startswith(b"-NOPERM")
+            assert replies[1:] == [b"$-1\r\n", b"-ERR EXEC without MULTI\r\n", b"$-1\r\n"]
+
+
+def test_who_may_open_a_transaction_and_not_discard_one_opens_the_next(
+    proxy: Any, server: EmbeddedServer, wires: Any
+) -> None:
+    change(server, "ro", "+multi", "+exec")
+    wire = wires(proxy.listen)
+    say(wire, "AUTH ro r")
+    for _ in range(20):
+        assert say(wire, "MULTI", "GET none", "EXEC")[2] == b"*1\r\n$-1\r\n"
+        time.sleep(0.02)
+    assert ask(server.address, "CLIENT", "LIST").count(b"user=ro") < 10
+
+
+def test_who_may_not_open_a_transaction_in_a_cluster_hears_so(
+    proxy_factory: Any, server_binary: str, wires: Any, eventually: Eventually
+) -> None:
+    with EmbeddedCluster(3, binary=server_binary) as cluster:
+        for node in cluster.primaries:
+            ask(node.address, "ACL", "SETUSER", "ro", "on", ">r", "~*", "+get", "+cluster")
+        wire = wires(ready(proxy_factory(cluster.url, auth="pass_through"), eventually).listen)
+        say(wire, "AUTH ro r")
+        replies = say(wire, "MULTI", "GET a", "CLIENT LIST", "GET b")
+        assert [reply[:7] for reply in replies] == [b"-NOPERM", b"$-1\r\n", b"-NOPERM", b"$-1\r\n"]

@@ -133,7 +133,10 @@ impl Shard {
             }
             // Everything before it must be answered, or it could be overtaken.
             _ if !client.is_clear() && !is_open => Flow::Wait,
-            Session::Multi => self.multi(id),
+            Session::Multi => match self.unless_allowed(id, "multi") {
+                Some(flow) => flow,
+                None => self.multi(id),
+            },
             Session::Watch => self.watch(id, request),
             Session::Unwatch => {
                 client.is_watching = false;

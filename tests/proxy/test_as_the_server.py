@@ -288,3 +288,26 @@ def test_what_stands_behind_a_blocking_command_is_served_after_it(
     assert b"job" in wire.reply()
     for n in range(count):
         assert wire.reply() == b"$1000\r\n%01000d\r\n" % n
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["3", "SETNAME", "x\nid=1 addr=10.0.0.1:1 name=forged"],
+        ["2", "SETNAME", "two words"],
+        ["3", "SETNAME", "plain", "SETNAME", "two words"],
+        ["3", "AUTH", "default", "any", "SETNAME", "two words"],
+        ["3", "SETNAME", "two words", "NOSUCH"],
+        ["4", "SETNAME", "two words"],
+        ["2", "SETNAME", ""],
+    ],
+)
+def test_hello_takes_no_name_that_client_setname_refuses(
+    proxy: Any, valkey: str, wires: Any, words: list[str]
+) -> None:
+    through, direct = (
+        say(wires(address), command("HELLO", *words), "CLIENT GETNAME") for address in (proxy.listen, valkey)
+    )
+    assert through[1] == direct[1]
+    assert through[0] == direct[0] or b"proto" in direct[0]
+    assert b"forged" not in say(wires(proxy.listen), "CLIENT LIST")[0]

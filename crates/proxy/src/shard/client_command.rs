@@ -10,6 +10,9 @@ use super::serve::{Flow, Request};
 use super::Shard;
 
 const SYNTAX: &str = "ERR syntax error";
+/// What a name of a client may not have in it.
+pub(super) const BAD_NAME: &str =
+    "ERR Client names cannot contain spaces, newlines or special characters.";
 const TYPES: [&str; 6] = ["normal", "pubsub", "master", "primary", "replica", "slave"];
 
 impl Shard {
@@ -87,9 +90,7 @@ impl Shard {
             (b"setname", 3) => {
                 let name = request.arg(2);
                 if !is_plain(name) {
-                    let text =
-                        "ERR Client names cannot contain spaces, newlines or special characters.";
-                    return self.refuse(id, text);
+                    return self.refuse(id, BAD_NAME);
                 }
                 client.name = name.to_vec();
                 client.reply(|out| encode::simple(out, "OK"));
@@ -297,6 +298,7 @@ fn on_or_off(word: &[u8]) -> Option<bool> {
     }
 }
 
-fn is_plain(text: &[u8]) -> bool {
+/// Whether a text would not break a line of `CLIENT LIST`.
+pub(super) fn is_plain(text: &[u8]) -> bool {
     text.iter().all(|b| (b'!'..=b'~').contains(b))
 }

@@ -5,6 +5,7 @@ use keyheat_resp::{encode, Protocol};
 
 use super::classify::Local;
 use super::client::{ClientId, Transaction, Wants};
+use super::client_command::{is_plain, BAD_NAME};
 use super::serve::{Flow, Request};
 use super::users::NOBODY;
 use super::Shard;
@@ -98,6 +99,9 @@ impl Shard {
                     i += 3;
                 }
                 b"setname" if i + 1 < request.argc() => {
+                    if !is_plain(request.arg(i + 1)) {
+                        return self.refuse(id, BAD_NAME);
+                    }
                     name = Some(request.arg(i + 1));
                     i += 2;
                 }

@@ -379,3 +379,43 @@ def test_replies_held_for_their_turn_are_bounded(
     wire.send([words("GET k0"), *[words(f"GET {other}")] * 150])
     time.sleep(1.5)
     assert resident_mib() - before < 80
+
+
+@pytest.mark.parametrize(
+    "talk",
+    [
+        ["MULTI", "EXEC x", "SET word 1", "EXEC", "GET word", "DEL word"],
+        ["MULTI", "SET word 1", "EXEC x", "SET word 2", "DISCARD", "GET word", "DEL word"],
+        ["MULTI", "SET word 1", "DISCARD x", "SET word 2", "EXEC", "GET word"],
+        ["WATCH word", "MULTI", "EXEC x", "EXEC", "MULTI", "GET word", "EXEC"],
+        ["EXEC x", "DISCARD x", "MULTI x", "PING", "MULTI", "PING", "EXEC"],
+        ["MULTI", "MULTI x", "SET word 1", "EXEC", "GET word"],
+    ],
+)
+@pytest.mark.parametrize("where", ["one server", "a cluster"])
+def test_exec_and_discard_with_arguments_leave_a_client_where_the_server_does(
+    request: Any, proxy_factory: Any, wires: Any, eventually: Eventually, talk: list[str], where: str
+) -> None:
+    if where == "one server":
+        upstream = direct = request.getfixturevalue("valkey")
+    else:
+        cluster = request.getfixturevalue("cluster")
+        upstream, direct = cluster.url, cluster.owner("word").address
+    proxy = ready(proxy_factory(upstream, shards=1), eventually)
+    assert say(wires(proxy.listen), *talk) == say(wires(direct), *talk)
+
+
+@pytest.mark.parametrize("own", [(), ("HELLO 3", "CLIENT TRACKING ON")])
+def test_exec_with_arguments_ends_a_watch(
+    valkey: str, proxy_factory: Any, wires: Any, eventually: Eventually, own: tuple[str, ...]
+) -> None:
+    proxy = ready(proxy_factory(valkey, shards=1), eventually)
+    for address in (valkey, proxy.listen):
+        wire = wires(address)
+        say(wire, *own)
+        assert say(wire, "WATCH word", "EXEC x")[1].startswith(b"-EXECABORT ")
+        ask(valkey, "SET", "word", "other")
+        assert say(wire, "MULTI", "SET word 1", "EXEC")[2] == b"*1\r\n+OK\r\n"
+        assert say(wire, "WATCH word", "MULTI", "SET word 2", "EXEC x")[3].startswith(b"-EXECABORT ")
+        ask(valkey, "SET", "word", "other")
+        assert say(wire, "MULTI", "SET word 3", "EXEC")[2] == b"*1\r\n+OK\r\n"

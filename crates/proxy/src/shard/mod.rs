@@ -18,7 +18,8 @@
 //! - `inbox`: what a shard is told, new clients included
 //! - `greet`: what comes before requests; `intake`: requests in; `serve`: where each goes; `flush`: writing, and closing a client
 //! - `locals`: commands answered here
-//! - `session`: transactions (`selects`: where they leave a connection) and blocking commands; `subscribe`: subscriptions, `MONITOR`
+//! - `session`: transactions (`selects`: where they leave a connection; `outside`: what is no part of them) and
+//!   blocking commands; `subscribe`: subscriptions, `MONITOR`
 //!   (`shard_channels`, `keyspace`: before a Cluster)
 //! - `users`: clients as users of the server; `rights`: what the proxy does only for users who may
 //! - `own`: clients with connections of their own; `wait`: `WAIT`
@@ -63,6 +64,7 @@ mod locals;
 mod marks;
 mod newest;
 mod node_report;
+mod outside;
 mod own;
 mod redirect;
 mod replicas;

@@ -4,7 +4,7 @@ use keyheat_resp::command::{self, Access, Command};
 use keyheat_resp::request::RequestParser;
 use keyheat_resp::{encode, slot};
 
-use super::classify::{Class, Local, Merge};
+use super::classify::{Class, Local, Merge, Session};
 use super::client::{ClientId, Ticket, Transaction};
 use super::upstream::{Owner, Pending};
 use super::users::NOBODY;
@@ -110,11 +110,10 @@ impl Shard {
                 if let Some(flow) = self.ask_about_arity(id, request, sub, class) {
                     return flow;
                 }
-                let code = match name {
-                    "exec" => EXEC_REFUSED,
-                    _ => "ERR",
-                };
-                let text = format!("{code} wrong number of arguments for '{name}' command");
+                if class == Class::Session(Session::Exec) {
+                    return self.exec_with_arguments(id, request);
+                }
+                let text = format!("ERR wrong number of arguments for '{name}' command");
                 return self.refuse(id, &text);
             }
         }

@@ -375,7 +375,7 @@ impl Shard {
     }
 
     /// Ends a transaction that is not to run, with an answer of our own.
-    fn drop_transaction(&mut self, id: ClientId, write: impl FnOnce(&mut Vec<u8>)) -> Flow {
+    pub(super) fn drop_transaction(&mut self, id: ClientId, write: impl FnOnce(&mut Vec<u8>)) -> Flow {
         let Some(client) = self.client(id) else {
             return Flow::Next;
         };
@@ -490,7 +490,7 @@ impl Shard {
     }
 
     /// Sends a request on the client's own connection.
-    fn on_pinned(&mut self, id: ClientId, frame: &[u8], flags: u8) -> Flow {
+    pub(super) fn on_pinned(&mut self, id: ClientId, frame: &[u8], flags: u8) -> Flow {
         let now = self.now;
         let Some(client) = self.client(id) else {
             return Flow::Next;

@@ -419,3 +419,45 @@ def test_exec_with_arguments_ends_a_watch(
         assert say(wire, "WATCH word", "MULTI", "SET word 2", "EXEC x")[3].startswith(b"-EXECABORT ")
         ask(valkey, "SET", "word", "other")
         assert say(wire, "MULTI", "SET word 3", "EXEC")[2] == b"*1\r\n+OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "why"),
+    [
+        ("HELLO 3", "hello", "connection to the proxy"),
+        ("AUTH x", "auth", "connection to the proxy"),
+        ("WAIT 0 0", "wait", "other writes went on others"),
+        ("CLIENT ID", "client id", "clients of the proxy"),
+        ("CLIENT SETNAME x", "client setname", "clients of the proxy"),
+        ("SUBSCRIBE c", "subscribe", "a connection of its own"),
+        ("MONITOR", "monitor", "a connection of its own"),
+        ("SCRIPT KILL", "script kill", "may be busy"),
+        ("DBSIZE", "dbsize", "all nodes of the Cluster"),
+        ("SCAN 0", "scan", "all nodes of the Cluster"),
+        ("SELECT 0", "select", "one database"),
+        ("CLUSTER INFO", "cluster info", "in place of the nodes"),
+    ],
+)
+def test_what_cannot_be_part_of_a_transaction_is_named_and_why(
+    cluster: EmbeddedCluster,
+    proxy_factory: Any,
+    wires: Any,
+    eventually: Eventually,
+    line: str,
+    name: str,
+    why: str,
+) -> None:
+    wire = wires(ready(proxy_factory(cluster.url, shards=1), eventually).listen)
+    replies = say(wire, "MULTI", line, "SET word 1", "EXEC", "GET word")
+    said = replies[1].decode()
+    assert said.startswith(f"-ERR keyheat: '{name}' cannot be part of a transaction: ")
+    assert why in said
+    assert replies[3:] == [b"-EXECABORT Transaction discarded because of previous errors.\r\n", b"$-1\r\n"]
+
+
+def test_what_is_about_a_cluster_is_left_to_one_server_in_a_transaction_too(
+    valkey: str, proxy_factory: Any, wires: Any, eventually: Eventually
+) -> None:
+    proxy = ready(proxy_factory(valkey, shards=1), eventually)
+    talk = ["MULTI", "READONLY", "CLUSTER INFO", "EXEC", "PING"]
+    assert say(wires(proxy.listen), *talk) == say(wires(valkey), *talk)

@@ -22,7 +22,6 @@ use crate::requests::Way;
 
 /// Commands of a transaction that are kept before its first key.
 const QUEUED_MAX: usize = 1024;
-const LOST_SESSION: &str = "ERR keyheat: this cannot be part of a transaction";
 
 /// What EXEC answers where a command of the transaction was refused.
 pub(super) const EXEC_ABORT: &[u8] =
@@ -76,6 +75,9 @@ impl Shard {
             | Class::AnyNode
             | Class::Apart
             | Class::OneServerOnly => Some(self.queue_command(id, request, command)),
+            Class::Local(Local::Cluster | Local::OfCluster) if !self.is_cluster() => {
+                Some(self.queue_command(id, request, command))
+            }
             // A client that tracks has its transactions on the connection that tracks.
             Class::Local(Local::Client)
                 if request.argc() == 3 && request.arg(1).eq_ignore_ascii_case(b"caching") =>
@@ -85,11 +87,11 @@ impl Shard {
             Class::Local(Local::Select) => Some(self.queue_select(id, request, command)),
             Class::AllNodes(_) | Class::Scan => {
                 if self.is_cluster() {
-                    return Some(self.refuse(id, LOST_SESSION));
+                    return Some(self.refuse_inside(id, request, command, class));
                 }
                 Some(self.queue_command(id, request, command))
             }
-            _ => Some(self.refuse(id, LOST_SESSION)),
+            _ => Some(self.refuse_inside(id, request, command, class)),
         }
     }
 
@@ -156,7 +158,7 @@ impl Shard {
         command: Option<&'static Command>,
     ) -> Flow {
         if self.is_cluster() {
-            return self.refuse(id, LOST_SESSION);
+            return self.refuse_inside(id, request, command, Class::Local(Local::Select));
         }
         let db = std::str::from_utf8(request.arg(1))
             .ok()
@@ -375,7 +377,11 @@ impl Shard {
     }
 
     /// Ends a transaction that is not to run, with an answer of our own.
-    pub(super) fn drop_transaction(&mut self, id: ClientId, write: impl FnOnce(&mut Vec<u8>)) -> Flow {
+    pub(super) fn drop_transaction(
+        &mut self,
+        id: ClientId,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Flow {
         let Some(client) = self.client(id) else {
             return Flow::Next;
         };

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from tests.conftest import ProxyFactory
-from tests.proxy.proxies import ask, connect, stats
+from tests.proxy.proxies import ask, connect, ready, stats
 
 Eventually = Callable[..., Any]
 TOO_LONG = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$20971520\r\n" + b"x" * (20 << 20) + b"\r\n"
@@ -335,3 +335,44 @@ def test_memory_that_a_written_reply_took_is_given_back(proxy_factory: ProxyFact
         time.sleep(1.5)
         assert resident() - before < 160 << 20
         assert stats(proxy)["buffer_bytes"] <= 80 << 20
+
+
+def many_words(count: int) -> bytes:
+    """`SADD` of so many members."""
+    members = b"".join(b"$%d\r\n%d\r\n" % (len(str(i)), i) for i in range(count))
+    return b"*%d\r\n$4\r\nSADD\r\n$4\r\nmany\r\n" % (count + 2) + members
+
+
+def test_a_request_has_as_many_words_as_the_server_takes(
+    proxy_factory: ProxyFactory, valkey: str, eventually: Eventually
+) -> None:
+    proxy = ready(proxy_factory(valkey, shards=1), eventually)
+    with connect(proxy) as stream:
+        stream.sendall(many_words(1_100_000))
+        assert stream.recv(100) == b":1100000\r\n"
+        assert ask(stream, b"SCARD many\r\n") == b":1100000\r\n"
+        assert ask(stream, b"DEL many\r\n") == b":1\r\n"
+
+
+@pytest.mark.parametrize("words", [2_147_483_647, 20_000])
+def test_a_count_of_words_that_is_longer_than_a_request_may_be_is_told_so(
+    proxy_factory: ProxyFactory, valkey: str, eventually: Eventually, words: int
+) -> None:
+    proxy = ready(proxy_factory(valkey, shards=1, request_max_bytes=100_000), eventually)
+    with connect(proxy) as stream:
+        assert ask(stream, b"*%d\r\n" % words) == TOLD_SO
+        assert stream.recv(100) == b""
+
+
+def test_words_that_wait_for_the_rest_of_a_request_count_for_what_is_held(
+    proxy_factory: ProxyFactory, valkey: str, eventually: Eventually
+) -> None:
+    proxy = ready(proxy_factory(valkey, shards=1, buffers_max_bytes=8 << 20), eventually)
+    with connect(proxy) as stream:
+        # Six bytes each, and eight for where it lies.
+        shortest = b"*1000000\r\n" + b"$0\r\n\r\n" * 700_000
+        with contextlib.suppress(ConnectionError):
+            stream.sendall(shortest)
+        eventually(lambda: stats(proxy)["clients_cut"] == 1)
+    with connect(proxy) as stream:
+        assert ask(stream, b"PING\r\n") == b"+PONG\r\n"

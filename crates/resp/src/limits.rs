@@ -6,7 +6,7 @@
 pub struct Limits {
     /// Longest bulk string, in bytes (`proto-max-bulk-len` of the server).
     pub bulk_max_bytes: usize,
-    /// Most arguments in one request.
+    /// Most arguments in one request. More than `request_max_bytes` has room for are refused at once.
     pub args_max: usize,
     /// Longest inline request, and longest header or reply line, in bytes. Values below 16 act as
     /// 16, which every length line fits.
@@ -22,7 +22,7 @@ impl Limits {
     /// The default, where a constant is needed.
     pub const DEFAULT: Self = Self {
         bulk_max_bytes: 512 << 20,
-        args_max: 1024 * 1024,
+        args_max: i32::MAX as usize,
         inline_max_bytes: 64 << 10,
         request_max_bytes: 1 << 30,
         depth_max: 32,

@@ -55,6 +55,9 @@ enum Stage {
     Content,
 }
 
+/// What the shortest argument takes: `$0`, and two line ends.
+const ARG_MIN_BYTES: usize = 6;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Span {
     start: u32,
@@ -200,6 +203,11 @@ impl RequestParser {
         self.stage == Stage::Start
     }
 
+    /// Memory that it takes for arguments and an inline request, in bytes.
+    pub fn memory(&self) -> usize {
+        self.args.capacity() * size_of::<Span>() + self.inline.capacity()
+    }
+
     /// Forgets the last complete request and gives back what a large one took.
     ///
     /// [`Self::parse`] does so itself when it begins a request, even with an empty buffer; call
@@ -257,6 +265,9 @@ impl RequestParser {
         }
         if count == 0 {
             return Ok(Some(self.complete(self.at)));
+        }
+        if count.saturating_mul(ARG_MIN_BYTES) > self.limits.request_max_bytes {
+            return Err(ErrorKind::TooBigRequest.into());
         }
         self.left = count;
         self.seen = 0;

@@ -409,7 +409,8 @@ impl Client {
     /// Memory that is taken for the client and its requests: what was written of a buffer, and what may still
     /// be put into it, take as much as the rest.
     pub fn memory(&self) -> usize {
-        self.out.capacity() + self.input.capacity() + self.aside.capacity() + self.held
+        let buffers = self.out.capacity() + self.input.capacity() + self.aside.capacity();
+        buffers + self.parser.memory() + self.held
     }
 
     /// What it takes now, and what it took when this was last asked.
@@ -657,6 +658,7 @@ impl Client {
         if may_be_less {
             self.input.shrink_to_fit();
         }
+        self.parser.trim();
         is_loose || may_be_less
     }
 

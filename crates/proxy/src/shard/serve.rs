@@ -10,6 +10,7 @@ use super::upstream::{Owner, Pending};
 use super::users::NOBODY;
 use super::Shard;
 use crate::requests::Way;
+use crate::topology::Topology;
 use keyheat_core::Nanos;
 use keyheat_net::clock::SEC;
 
@@ -17,6 +18,11 @@ use keyheat_net::clock::SEC;
 const LOCK_FOR: Nanos = 3600 * SEC;
 /// How a server begins to refuse EXEC, before it says why.
 const EXEC_REFUSED: &str = "EXECABORT Transaction discarded because of:";
+
+/// Servers before 7.0 close a connection on which a longer request comes, and others share it.
+const WORDS_OLD: usize = 1024 * 1024;
+const TOO_MANY_WORDS: &str =
+    "ERR keyheat: a request of more than 1048576 words, which servers before 7.0 do not take";
 
 /// One whole request.
 #[derive(Clone, Copy)]
@@ -98,6 +104,9 @@ impl Shard {
                 Some(c) if c.name == "exec" => self.refuse(id, &format!("{EXEC_REFUSED} {text}")),
                 _ => self.refuse(id, text),
             };
+        }
+        if request.argc() > WORDS_OLD && is_old(self.topology.as_deref()) {
+            return self.refuse(id, TOO_MANY_WORDS);
         }
         if let Some(c) = command {
             let sub = c.sub(request.arg(1)).unwrap_or(c);
@@ -504,6 +513,11 @@ impl Shard {
         }
         self.any_node(id, request, command)
     }
+}
+
+#[cold]
+fn is_old(topology: Option<&Topology>) -> bool {
+    topology.is_some_and(|t| t.server.is_before(7))
 }
 
 /// Whether a command writes, or may: scripts and functions say only at run time.

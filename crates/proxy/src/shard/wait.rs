@@ -46,15 +46,8 @@ impl Shard {
                  nobody can say which replicas have it; write again, and wait then",
             );
         }
-        let has_barrier = self.topology.as_ref().is_some_and(|t| {
-            let major = t
-                .server
-                .version
-                .split('.')
-                .next()
-                .and_then(|v| v.parse::<u32>().ok());
-            major.is_none_or(|major| major >= 7)
-        });
+        let topology = self.topology.as_ref();
+        let has_barrier = topology.is_some_and(|t| !t.server.is_before(7));
         let mut frames = Vec::new();
         let nodes = if wrote.is_empty() {
             match self.some_node(id) {

@@ -66,6 +66,16 @@ pub struct ServerInfo {
     pub is_cluster: bool,
 }
 
+impl ServerInfo {
+    /// Whether its version is an earlier one than this; one that says none is taken for new.
+    pub fn is_before(&self, major: u32) -> bool {
+        let first = self.version.split('.').next();
+        first
+            .and_then(|v| v.parse::<u32>().ok())
+            .is_some_and(|v| v < major)
+    }
+}
+
 impl Topology {
     /// The node that owns `slot`, if any does.
     #[must_use]

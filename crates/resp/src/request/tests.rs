@@ -126,7 +126,7 @@ fn what_is_no_request_is_refused_in_the_servers_words() {
         ("*x\r\n".to_string(), "invalid multibulk length"),
         ("*\r\n".to_string(), "invalid multibulk length"),
         ("*01\r\n".to_string(), "invalid multibulk length"),
-        ("*1048577\r\n".to_string(), "invalid multibulk length"),
+        ("*2147483648\r\n".to_string(), "invalid multibulk length"),
         (
             "*99999999999999999999\r\n".to_string(),
             "invalid multibulk length",
@@ -167,6 +167,50 @@ fn a_request_past_its_limit_is_refused_at_its_header() {
         error.map(|error| error.kind),
         Some(ErrorKind::TooBigRequest)
     );
+}
+
+#[test]
+fn a_request_has_as_many_arguments_as_there_is_room_for() {
+    let count = 1_500_000;
+    let mut buf = format!("*{count}\r\n").into_bytes();
+    buf.extend(b"$0\r\n\r\n".repeat(count));
+    let limits = Limits {
+        request_max_bytes: buf.len(),
+        ..Limits::default()
+    };
+    let mut parser = RequestParser::new(limits);
+    assert_eq!(parser.parse(&buf), Ok(Parse::Complete { len: buf.len() }));
+    assert_eq!(parser.argc(), count);
+    assert!(parser.memory() >= count * 8);
+    parser.trim();
+    assert!(parser.memory() < 1024);
+    let less = Limits {
+        request_max_bytes: 6 * count - 1,
+        ..limits
+    };
+    // It is known from the count alone.
+    let (_, error) = requests_in_pieces(less, &buf[..10], &[]);
+    assert_eq!(
+        error.map(|error| error.kind),
+        Some(ErrorKind::TooBigRequest)
+    );
+}
+
+#[test]
+fn arguments_that_are_announced_and_have_not_come_take_no_memory() {
+    let limits = Limits {
+        request_max_bytes: usize::MAX,
+        ..Limits::default()
+    };
+    let mut parser = RequestParser::new(limits);
+    for buf in [&b"*700000000\r\n"[..], b"*700000000\r\n$1\r\nx\r\n"] {
+        assert!(matches!(parser.parse(buf), Ok(Parse::Incomplete { .. })));
+        assert!(parser.memory() < 1024);
+    }
+    let mut parser = RequestParser::new(Limits::default());
+    let error = parser.parse(b"*2000000000\r\n").unwrap_err();
+    assert_eq!(error.kind, ErrorKind::TooBigRequest);
+    assert_eq!(parser.memory(), 0);
 }
 
 #[test]

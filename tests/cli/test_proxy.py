@@ -142,7 +142,7 @@ def test_a_reload_changes_what_may_change_and_cuts_nobody(
         assert client.client_id() == before
     status, err = running.end()
     assert status == 0
-    assert "reload: the settings were read and hold\n" in err
+    assert 'hold; changed: clients_max 2 -> 100; log "info" -> "debug"\n' in err
 
 
 def test_a_reload_names_what_cannot_change(service: MakeService) -> None:
@@ -154,6 +154,41 @@ def test_a_reload_names_what_cannot_change(service: MakeService) -> None:
     assert "hold; these keep their values until a start anew: shards, cache_bytes" in said
     with running.client() as client:
         assert client.ping()
+    assert running.end()[0] == 0
+
+
+def test_a_reload_names_what_has_changed_and_tells_no_secret(service: MakeService, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("s3cret-token")
+    (tmp_path / "password").write_text("s3cret-password")
+    running = service('read_from = "primary"\nclients_max = 100')
+    base = running.file.read_text()
+
+    def change(text: str) -> str:
+        running.file.write_text(text)
+        running.process.send_signal(signal.SIGHUP)
+        said = running.until("reload:")
+        assert "hold" in said, said
+        return said.split("hold", 1)[1].rstrip("\n")
+
+    levels = 'levels = [{ metric = "ops", enter_per_s = 20 }]'
+    rule = f'\n[[rules]]\nname = "mine"\nmatch = {{ any = true }}\n{levels}\nplan = []\n'
+    text = (
+        base.replace('"primary"', '"prefer-replica"')
+        + "\nnx_is_lock = false\ndrain_timeout_s = 3\nshards = 2"
+    )
+    said = change(text.replace("shards = 1\n", "") + rule)
+    assert '; changed: read_from "primary" -> "prefer-replica"; nx_is_lock true -> false; ' in said
+    assert "drain_timeout_s 10.0 -> 3.0; rules; these keep their values until a start anew: shards" in said
+    assert "shards 1" not in said
+    # What did not change then does not change back.
+    said = change(
+        base + f'\nfeed_token_file = "{tmp_path}/token"\nupstream_password_file = "{tmp_path}/password"'
+    )
+    assert "shards" not in said
+    assert "; these keep their values until a start anew: " in said
+    assert "s3cret" not in said
+    assert 'read_from "prefer-replica" -> "primary"' in said
+    assert change(base) == ""
     assert running.end()[0] == 0
 
 

@@ -12,40 +12,44 @@ use crate::tls::Credentials;
 use crate::Proxy;
 
 macro_rules! taken_over {
-    ($old:ident, $new:ident, may change: $($live:ident)*; stay: $($fixed:ident)*) => {{
-        // Every setting is named: one that is added must be put on one of the lists.
-        let Settings { $($live,)* $($fixed,)* } = $new;
-        let mut kept = Vec::new();
-        $(if $old.$fixed != $fixed {
-            kept.push(stringify!($fixed));
-        })*
-        let merged = Settings { $($live,)* $($fixed: $old.$fixed.clone(),)* };
-        (merged, kept)
-    }};
+    (may change: $($live:ident)*; stay: $($fixed:ident)*) => {
+        /// The settings that hold from now on, and the names of those that would take a start anew.
+        fn merge(old: &Settings, new: Settings) -> (Settings, Vec<&'static str>) {
+            // Every setting is named: one that is added must be put on one of the lists.
+            let Settings { $($live,)* $($fixed,)* } = new;
+            let mut kept = Vec::new();
+            $(if old.$fixed != $fixed {
+                kept.push(stringify!($fixed));
+            })*
+            let merged = Settings { $($live,)* $($fixed: old.$fixed.clone(),)* };
+            (merged, kept)
+        }
+
+        /// The names on the lists, which `docs/settings.md` tells too.
+        #[cfg(test)]
+        const LISTS: [&[&str]; 2] = [&[$(stringify!($live)),*], &[$(stringify!($fixed)),*]];
+    };
 }
 
-/// The settings that hold from now on, and the names of those that would take a start anew.
-fn merge(old: &Settings, new: Settings) -> (Settings, Vec<&'static str>) {
-    taken_over!(old, new,
-        may change:
-        tls_cert_file tls_key_file tls_client_ca_file handshake_timeout_ms
-        local_cache nx_is_lock rules longer_expiry longer_expiry_factor_max longer_expiry_max_s window_ms hot_keys_max
-        redact_keys metrics_hot_keys buffers_max_bytes clients_max
-        client_idle_timeout_s client_output_max_bytes request_max_bytes
-        connect_timeout_ms upstream_timeout_ms
-        copies copies_max copies_value_max_bytes copies_keys_max
-        replica_reads read_from read_your_writes replica_lag_max_ms
-        breaker breaker_window_ms breaker_calls_min breaker_error_rate breaker_slow_ms breaker_slow_rate
-        breaker_silence_ms breaker_open_ms breaker_open_max_ms breaker_probes_at_once breaker_probes_needed
-        breaker_recovery_ms
-        congestion congestion_limit_max congestion_limit_min congestion_queue_max congestion_queue_timeout_ms
-        log log_format;
-        stay:
-        auth announce listen reuse_port tls_listen proxy_protocol proxy_protocol_trusted unix_socket unix_socket_mode http upstream shards
-        max_staleness_ms stale_on_error_ms cache_bytes cache_value_max_bytes counting hot_set feed_token
-        copies_max_staleness_ms copies_clock_skew_ms
-    )
-}
+taken_over!(
+    may change:
+    tls_cert_file tls_key_file tls_client_ca_file handshake_timeout_ms
+    local_cache nx_is_lock rules longer_expiry longer_expiry_factor_max longer_expiry_max_s window_ms hot_keys_max
+    redact_keys metrics_hot_keys buffers_max_bytes clients_max
+    client_idle_timeout_s client_output_max_bytes request_max_bytes
+    connect_timeout_ms upstream_timeout_ms
+    copies copies_max copies_value_max_bytes copies_keys_max
+    replica_reads read_from read_your_writes replica_lag_max_ms
+    breaker breaker_window_ms breaker_calls_min breaker_error_rate breaker_slow_ms breaker_slow_rate
+    breaker_silence_ms breaker_open_ms breaker_open_max_ms breaker_probes_at_once breaker_probes_needed
+    breaker_recovery_ms
+    congestion congestion_limit_max congestion_limit_min congestion_queue_max congestion_queue_timeout_ms
+    log log_format;
+    stay:
+    auth announce listen reuse_port tls_listen proxy_protocol proxy_protocol_trusted unix_socket unix_socket_mode http upstream shards
+    max_staleness_ms stale_on_error_ms cache_bytes cache_value_max_bytes counting hot_set feed_token
+    copies_max_staleness_ms copies_clock_skew_ms
+);
 
 impl Proxy {
     /// Takes over what may change while running; returns the names of the settings that may not, and would.
@@ -85,5 +89,35 @@ mod tests {
         assert_eq!(kept, ["shards", "max_staleness_ms"]);
         assert_eq!((merged.shards, merged.clients_max), (0, 3));
         assert_eq!(merge(&old, old.clone()).1, Vec::<&str>::new());
+    }
+
+    #[test]
+    fn the_documentation_lists_what_changes() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/settings.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let from = page.find("These change:").unwrap();
+        let list = page[from..].split("\n\n").nth(1).unwrap();
+        let said: Vec<&str> = list.split('`').skip(1).step_by(2).collect();
+        let is_said = |name: &str| {
+            let is = |said: &&str| match said.strip_suffix('…') {
+                Some(start) => name.starts_with(start),
+                None => name == *said,
+            };
+            said.iter().any(is)
+        };
+        let [live, fixed] = LISTS;
+        let untold: Vec<_> = live.iter().filter(|name| !is_said(name)).collect();
+        let wrong: Vec<_> = fixed.iter().filter(|name| is_said(name)).collect();
+        assert!(
+            untold.is_empty() && wrong.is_empty(),
+            "{untold:?} {wrong:?}"
+        );
+        let is_there = |said: &str| {
+            live.iter()
+                .any(|n| n.starts_with(said.trim_end_matches('…')))
+        };
+        // What the proxy's threads are not told of is changed by whoever starts them.
+        let stray: Vec<_> = said.iter().filter(|said| !is_there(said)).collect();
+        assert_eq!(stray, [&"drain_timeout_s"]);
     }
 }

@@ -103,6 +103,10 @@ def _reloaded(proxy: "Proxy", settings: ProxySettings, reload: Callable[[], Prox
     except (ConfigError, ValueError) as error:
         proxy.log("error", f"reload: nothing has changed: {error}")
         return settings
+    changed = "; ".join(line for name, line in settings.changes(new).items() if name not in kept)
+    turn = f"; changed: {changed}" if changed else ""
     stay = f"; these keep their values until a start anew: {', '.join(kept)}" if kept else ""
-    proxy.log("warn" if kept else "info", f"reload: the settings were read and hold{stay}")
-    return new
+    proxy.log("warn" if kept else "info", f"reload: the settings were read and hold{turn}{stay}")
+    # What is compared with the next time is what holds.
+    held = {name: getattr(settings, name) for name in kept if name in type(settings).model_fields}
+    return new.model_copy(update=held)

@@ -4,6 +4,7 @@ The native module checks again and has the last word; these models are where a u
 first, with the file, the key and the accepted values in the message.
 """
 
+import json
 import ssl
 from ipaddress import ip_network
 from pathlib import Path
@@ -228,7 +229,7 @@ class ProxySettings(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """As the native module takes it."""
-        ours = {name for name in type(self).model_fields if name.startswith("upstream_tls")} | _OURS
+        ours = {name for name in _names() if name.startswith("upstream_tls")} | _OURS
         whole = self.model_dump(mode="json", exclude=ours, exclude_none=True)
         upstream = upstream_json(self.upstream or UpstreamUrl(("127.0.0.1:6379",)))
         if self.upstream is not None and self.upstream.is_tls:
@@ -238,6 +239,21 @@ class ProxySettings(BaseModel):
         rules = None if self.rules is None else [rule.to_json() for rule in self.rules]
         whole["longer_expiry"] = [entity.to_json() for entity in self.longer_expiry]
         return whole | {"listen": self.listen, "http": self.http, "rules": rules, "upstream": upstream}
+
+    def changes(self, new: "ProxySettings") -> dict[str, str]:
+        """Settings that are others in `new`, with both values; of lists only that they are others.
+
+        Left out is what is made into something else: accounts, and files whose contents count.
+        """
+        lists = ("rules", "longer_expiry")
+        hidden = (_OURS - {"drain_timeout_s"}) | {n for n in _names() if n.startswith("upstream_tls")}
+        before, after = (each.model_dump(mode="json", exclude=set(hidden)) for each in (self, new))
+        changed = {
+            name: f"{name} {json.dumps(value)} -> {json.dumps(after[name])}"
+            for name, value in before.items()
+            if value != after[name]
+        }
+        return changed | {name: name for name in lists if getattr(self, name) != getattr(new, name)}
 
     def _upstream_tls(self) -> dict[str, Any]:
         if self.upstream_tls_ca_file is not None:
@@ -253,6 +269,10 @@ class ProxySettings(BaseModel):
             "cert_file": _text(self.upstream_tls_cert_file),
             "key_file": _text(self.upstream_tls_key_file),
         }
+
+
+def _names() -> list[str]:
+    return list(ProxySettings.model_fields)
 
 
 def _text(path: Path | None) -> str | None:

@@ -1,5 +1,6 @@
 """What suites of other clients found: where the proxy answered otherwise than the server behind it."""
 
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -311,3 +312,38 @@ def test_hello_takes_no_name_that_client_setname_refuses(
     assert through[1] == direct[1]
     assert through[0] == direct[0] or b"proto" in direct[0]
     assert b"forged" not in say(wires(proxy.listen), "CLIENT LIST")[0]
+
+
+def test_a_client_that_says_its_end_behind_a_long_pipeline_gets_its_end(proxy: Any, wires: Any) -> None:
+    for _ in range(20):
+        wire = wires(proxy.listen)
+        wire.socket.sendall(b"GET nothing\r\n" * 3_000)
+        wire.socket.shutdown(socket.SHUT_WR)
+        with wire.socket.makefile("rb") as replies:
+            assert replies.read() == b"$-1\r\n" * 3_000
+
+
+@pytest.mark.parametrize("before", [b"", b"SET half 1\r\n", b"CLIENT REPLY OFF\r\nSET half 1\r\n"])
+def test_a_client_that_has_said_its_end_waits_for_nothing(
+    proxy: Any, valkey: str, wires: Any, eventually: Eventually, before: bytes
+) -> None:
+    wire = wires(proxy.listen)
+    wire.socket.sendall(before + b"BLPOP jobs:half 0\r\n")
+    wire.socket.shutdown(socket.SHUT_WR)
+    with wire.socket.makefile("rb") as replies:
+        assert replies.read() in (b"", b"+OK\r\n"), "its end"
+    eventually(lambda: b"blocked_clients:0" in ask(valkey, "INFO", "clients"))
+    assert ask(valkey, "RPUSH", "jobs:half", "job") == b":1\r\n"
+    assert ask(valkey, "LPOP", "jobs:half") == b"$3\r\njob\r\n"
+
+
+def test_what_is_there_for_a_blocking_command_is_given_to_one_that_has_said_its_end(
+    proxy: Any, valkey: str, wires: Any
+) -> None:
+    for _ in range(20):
+        ask(valkey, "RPUSH", "jobs:there", "job")
+        wire = wires(proxy.listen)
+        wire.socket.sendall(b"BLPOP jobs:there 0\r\n")
+        wire.socket.shutdown(socket.SHUT_WR)
+        with wire.socket.makefile("rb") as replies:
+            assert replies.read() == b"*2\r\n$10\r\njobs:there\r\n$3\r\njob\r\n"

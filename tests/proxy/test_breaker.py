@@ -266,3 +266,25 @@ def own_cluster_of_two(server_binary: str) -> Iterator[tuple[Any, Any]]:
 
     with EmbeddedCluster(3, node_timeout_ms=60_000, binary=server_binary) as running:
         yield running, running.primaries[:2]
+
+
+def test_a_hung_node_that_is_killed_and_started_again_is_served_from_at_once(
+    own_server: EmbeddedServer, proxy_factory: Any, eventually: Eventually
+) -> None:
+    proxy = proxy_factory(own_server.address, shards=1, breaker_silence_ms=300)
+    eventually(lambda: is_up(proxy))
+    with connect(proxy) as waits, connect(proxy) as s:
+        own_server.pause()
+        waits.sendall(b"GET k\r\n")
+        time.sleep(6)  # it was asked over a connection of its own, which was given up
+        own_server.kill()
+        assert b"lost the connection" in waits.recv(300)
+        own_server.restart()
+        answers = []
+
+        def serves() -> bool:
+            answers.append(ask(s, b"SET k v\r\n"))
+            return answers[-1] == b"+OK\r\n"
+
+        eventually(serves)
+        assert not any(b"no longer needed" in answer for answer in answers)

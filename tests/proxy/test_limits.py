@@ -376,3 +376,45 @@ def test_words_that_wait_for_the_rest_of_a_request_count_for_what_is_held(
         eventually(lambda: stats(proxy)["clients_cut"] == 1)
     with connect(proxy) as stream:
         assert ask(stream, b"PING\r\n") == b"+PONG\r\n"
+
+
+@pytest.mark.parametrize("before", [b"", b"BLPOP nothing:here 0\r\n"])
+def test_what_clients_have_sent_and_is_not_served_yet_counts(
+    proxy_factory: ProxyFactory, valkey: str, eventually: Eventually, before: bytes
+) -> None:
+    proxy = proxy_factory(valkey, shards=1, buffers_max_bytes=32 << 20)
+    with connect(proxy) as early:
+        early.sendall(b"PING\r\n")
+        assert early.recv(100) == b"+PONG\r\n"
+    memory = resident()
+    part = before + b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$20000000\r\n" + b"x" * (8 << 20)
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            client = stack.enter_context(connect(proxy))
+            with contextlib.suppress(ConnectionError):  # it may be the one for which most is held
+                client.sendall(part)
+        eventually(lambda: stats(proxy)["clients_cut"] >= 10 and stats(proxy)["buffer_bytes"] <= 32 << 20)
+        assert resident() - memory < 80 << 20
+
+
+def test_nobody_is_cut_for_what_others_have_on_its_way(
+    proxy_factory: ProxyFactory, own_server: Any, eventually: Eventually
+) -> None:
+    proxy = proxy_factory(own_server.url, shards=1, buffers_max_bytes=8 << 20)
+    request = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$500000\r\n" + b"x" * 500_000 + b"\r\n"
+    with contextlib.ExitStack() as stack:
+        small = [stack.enter_context(connect(proxy)) for _ in range(10)]
+        writers = [stack.enter_context(connect(proxy)) for _ in range(40)]
+        assert ask(small[0], b"GET a\r\n") == b"$-1\r\n"
+        own_server.pause()
+        for client in small:
+            client.sendall(b"GET a\r\n")
+        for client in writers:
+            before = stats(proxy)["forwarded"]
+            client.sendall(request)
+            eventually(lambda n=before: stats(proxy)["forwarded"] > n)  # in part it counts for its client
+        eventually(lambda: stats(proxy)["buffer_bytes"] > 16 << 20)
+        time.sleep(0.5)
+        own_server.resume()
+        assert [client.recv(100) for client in small] == [b"$-1\r\n"] * 10
+        assert stats(proxy)["clients_cut"] == 0, "requests on their way are not taken back"

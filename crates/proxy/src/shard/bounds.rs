@@ -65,7 +65,7 @@ impl Shard {
         let held = apart + self.taken_by_clients.memory;
         self.stats.buffer_bytes.set(held as i64);
         if held > self.budget {
-            self.cut_down(held);
+            self.cut_down();
         }
     }
 
@@ -81,33 +81,39 @@ impl Shard {
         self.taken_by_clients = all;
     }
 
-    /// Cuts clients for which most is held: one, where more is held than may be; all that is too much, where it
-    /// is much more.
-    fn cut_down(&mut self, held: usize) {
-        let is_much = held > self.budget + self.budget / 4;
+    /// Cuts clients for which most is held: one, where more is held than may be; as many as it takes, where they
+    /// hold much more.
+    fn cut_down(&mut self) {
         let clients = self.clients.iter();
-        let mut all: Vec<(usize, ClientId)> =
-            clients.map(|(i, c)| (c.memory(), c.name_at(i))).collect();
+        if !self.is_bursting() {
+            let worst = clients.map(|(i, c)| (c.memory(), c.name_at(i)));
+            let worst = worst.max_by_key(|(bytes, _)| *bytes);
+            if let Some((_, id)) = worst.filter(|(bytes, _)| *bytes > client::LITTLE_BYTES) {
+                self.cut_for_memory(id);
+            }
+            return;
+        }
+        // Only by what cutting gives back: requests that are on their way are not taken back.
+        let mut all: Vec<(usize, ClientId)> = clients
+            .map(|(i, c)| (c.memory().saturating_sub(c.asked), c.name_at(i)))
+            .filter(|(bytes, _)| *bytes > client::REPLIES_SCARCE_BYTES)
+            .collect();
         all.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
-        let mut over = held - self.budget;
+        let mut over = self.taken_by_clients.memory.saturating_sub(self.budget);
         for (bytes, id) in all {
-            if over == 0 || bytes == 0 || (!is_much && bytes <= client::LITTLE_BYTES) {
+            if over == 0 {
                 return;
             }
             self.cut_for_memory(id);
-            over = if is_much {
-                over.saturating_sub(bytes)
-            } else {
-                0
-            };
+            over = over.saturating_sub(bytes);
         }
     }
 
     /// Sees to clients that are held back: those that do not read meanwhile are read ahead, and those that may
-    /// go on do.
+    /// go on do. Those that have left are let go, if what they wait for may never come.
     pub(super) fn look_after_held_back(&mut self) {
         let replies_max = self.replies_max();
-        let mut wanted = Vec::new();
+        let (mut wanted, mut gone) = (Vec::new(), Vec::new());
         for (index, client) in &mut self.clients {
             let has_stopped = client.has_stopped_reading(replies_max);
             client.reads_last |= has_stopped;
@@ -115,9 +121,15 @@ impl Shard {
             if has_stopped || may_go_on {
                 wanted.push(client.name_at(index));
             }
+            if client.waits_in_vain(self.now) {
+                gone.push(client.name_at(index));
+            }
         }
         for id in wanted {
             self.queue_client(id);
+        }
+        for id in gone {
+            self.close_client(id);
         }
     }
 

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use keyheat_core::Nanos;
+use keyheat_net::clock::MS;
 use keyheat_resp::command::Command;
 use keyheat_resp::request::RequestParser;
 use keyheat_resp::Protocol;
@@ -29,10 +30,12 @@ const REQUESTS_SOFT_BYTES: usize = 1 << 20;
 /// now.
 const REPLIES_SOFT_BYTES: usize = 4 << 20;
 /// The same while the clients of a shard together take, or wait for, half of what they may.
-const REPLIES_SCARCE_BYTES: usize = 64 * 1024;
+pub(super) const REPLIES_SCARCE_BYTES: usize = 64 * 1024;
 /// A reply is taken to be so long before the first has come: a pipeline is not all sent on before it is known
 /// what it asks for.
 const REPLY_GUESS_BYTES: usize = 256 * 1024;
+/// A blocking command that has not been answered so long after it was sent waits for something to come.
+const BLOCKS_AFTER: Nanos = 200 * MS;
 /// A client for which less is held is not worth cutting.
 pub(super) const LITTLE_BYTES: usize = 1 << 20;
 
@@ -172,6 +175,8 @@ pub(super) struct Client {
     /// Readable, but not read yet because of `is_held` or a full output.
     pub has_unread: bool,
     pub has_ended: bool,
+    /// It will say no more than what is in its socket.
+    pub is_last: bool,
     /// Close once the output is written.
     pub is_closing: bool,
     /// It is closed in the middle of what it sends.
@@ -212,6 +217,8 @@ pub(super) struct Client {
     pub wanted_db: Option<u32>,
     /// It waits in a blocking command.
     pub is_blocked: bool,
+    /// Since when.
+    pub blocked_at: Nanos,
     pub wants: Wants,
     pub deeds: Deeds,
     /// Upstream connections of its own, for as long as it asks for what a shared one cannot give.
@@ -266,6 +273,7 @@ impl Client {
             is_held: false,
             has_unread: false,
             has_ended: false,
+            is_last: false,
             is_closing: false,
             may_still_send: false,
             is_dirty: false,
@@ -289,6 +297,7 @@ impl Client {
             releases_pinned: false,
             wanted_db: None,
             is_blocked: false,
+            blocked_at: 0,
             wants: Wants::All,
             deeds: Deeds::default(),
             own: None,
@@ -660,6 +669,20 @@ impl Client {
         }
         self.parser.trim();
         is_loose || may_be_less
+    }
+
+    /// Whether its socket may have more, after `n` bytes of at most `room` were read: its end too, which no event
+    /// will tell of again.
+    pub fn may_have_more(&mut self, n: usize, room: usize) -> bool {
+        self.is_last && !self.has_ended || self.stream.may_have_more(n, room)
+    }
+
+    /// Whether it has left, and waits for something that may never come. Not at once: what there is for a blocking
+    /// command to take is its.
+    pub fn waits_in_vain(&self, now: Nanos) -> bool {
+        let is_blocked = self.is_blocked && now >= self.blocked_at + BLOCKS_AFTER;
+        let is_listening = self.subscriber.is_some() || self.listening.is_some();
+        self.is_last && (is_blocked || is_listening)
     }
 
     /// Whether its silence means nothing: it waits for something to come, or for a reply.

@@ -524,6 +524,13 @@ impl Shard {
         self.finish_fill(number);
     }
 
+    /// Reads that come from now on do not wait for those on their way to a node.
+    pub(super) fn join_no_more(&mut self, node: u32) {
+        let fills = &self.fills;
+        self.fill_of
+            .retain(|_, number| fills.get(number).is_none_or(|fill| fill.node != node));
+    }
+
     pub(super) fn forget_fill(&mut self, number: u64) -> Option<Fill> {
         let fill = self.fills.remove(&number)?;
         if self.fill_of.get(&fill.identity) == Some(&number) {

@@ -74,7 +74,8 @@ pub(super) struct Guard {
     is_watched: bool,
     /// When it answered on a new connection while it was left alone.
     pub answered_at: Nanos,
-    pub prober: Option<u32>,
+    /// Place and generation of the connection over which it is asked.
+    pub prober: Option<(u32, u32)>,
     pub turned_back: u64,
     pub stale_answers: u64,
 }
@@ -248,6 +249,7 @@ impl Shard {
             self.turn_back_late(node, 0, &text);
         }
         if cause == Cause::Silent {
+            self.join_no_more(node);
             self.answer_sent_from_stale(node);
         }
         // Shards find out together.
@@ -258,12 +260,13 @@ impl Shard {
 
     /// A connection to a node got through its set-up.
     pub(super) fn on_node_answers(&mut self, node: u32, index: u32) {
+        let generation = self.upstreams[index as usize].generation;
         let guard = &mut self.nodes[node as usize].guard;
         if guard.breaker.state() == State::Closed {
             return;
         }
         guard.answered_at = self.now;
-        let is_prober = guard.prober == Some(index);
+        let is_prober = guard.prober == Some((index, generation));
         if guard.cause == Cause::Unreachable {
             guard.breaker.prove(self.now, &self.overload.breaker);
             self.on_proved_node(node);

@@ -42,6 +42,7 @@ impl Shard {
             return;
         };
         let id = client.name_at(index);
+        client.is_last |= event.is_read_closed();
         if event.is_writable() && !client.is_written() {
             self.mark_client(id);
         }
@@ -55,11 +56,11 @@ impl Shard {
     }
 
     fn on_half_closed(&mut self, id: ClientId) {
+        let now = self.now;
         let Some(client) = self.client(id) else {
             return;
         };
-        if client.is_blocked || client.subscriber.is_some() || client.listening.is_some() {
-            // It waits for something that may never come, and has left.
+        if client.waits_in_vain(now) {
             self.close_client(id);
         } else if !client.has_ended && !client.is_held {
             self.queue_client(id);
@@ -68,6 +69,11 @@ impl Shard {
 
     /// Serves what a client has sent, as far as may be now.
     pub(super) fn pump(&mut self, id: ClientId) {
+        self.take_in(id);
+        self.recount(id);
+    }
+
+    fn take_in(&mut self, id: ClientId) {
         let (has_looked, replies_max) = (self.has_looked, self.replies_max());
         let is_stranger = |c: &mut Client| c.stream.is_agreeing();
         if self.client(id).is_some_and(is_stranger) && !self.shake_hands(id) {
@@ -106,7 +112,7 @@ impl Shard {
             let used = self.serve(id, &scratch[..n]);
             if let Some(client) = self.client(id) {
                 client.input.extend_from_slice(&scratch[used..n]);
-                if client.stream.may_have_more(n, scratch.len()) {
+                if client.may_have_more(n, scratch.len()) {
                     self.queue_client(id);
                 }
             }
@@ -128,7 +134,7 @@ impl Shard {
             if let Some(n) = self.read_client(id, &mut scratch) {
                 input.extend_from_slice(&scratch[..n]);
                 served += self.serve(id, &input[served..]);
-                let has_more = |c: &mut Client| c.stream.may_have_more(n, scratch.len());
+                let has_more = |c: &mut Client| c.may_have_more(n, scratch.len());
                 if self.client(id).is_some_and(has_more) {
                     self.queue_client(id);
                 }
@@ -149,7 +155,7 @@ impl Shard {
                 client.input.extend_from_slice(&scratch[..n]);
                 if client.load() + client.input.len() > budget {
                     self.cut_for_memory(id);
-                } else if client.stream.may_have_more(n, scratch.len()) {
+                } else if client.may_have_more(n, scratch.len()) {
                     self.queue_client(id);
                 }
             }
@@ -264,7 +270,6 @@ impl Shard {
                 self.mark_client(id);
             }
         }
-        self.recount(id);
         pos
     }
 

@@ -301,12 +301,14 @@ impl Shard {
                 }
             }
         }
+        let now = self.now;
         let Some(client) = self.client(id) else {
             return Flow::Next;
         };
         let seq = client.open_slot(0);
         client.is_held = true;
         client.is_blocked = true;
+        client.blocked_at = now;
         let count = indexes.len() * frames.len();
         let job = self.jobs.insert(Job {
             ticket: Ticket { client: id, seq },

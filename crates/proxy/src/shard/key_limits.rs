@@ -37,17 +37,19 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    /// Whether there is a read in it. It fills up within a second.
-    fn has_one(&mut self, now: Nanos, per_s: f64) -> bool {
+    /// Whether there are so many reads in it, or it is full. It fills up within a second.
+    fn has(&mut self, count: u32, now: Nanos, per_s: f64) -> bool {
         let more = per_s * now.saturating_sub(self.at) as f64 / SEC as f64;
-        self.left = (self.left + more).min(per_s.max(1.0));
+        let most = per_s.max(1.0);
+        // No more than a second's worth is owed.
+        self.left = (self.left.max(-most) + more).min(most);
         self.at = now;
-        self.left >= 1.0
+        self.left >= f64::from(count).min(most)
     }
 
-    /// Takes one read out.
-    fn take(&mut self) {
-        self.left = (self.left - 1.0).max(0.0);
+    /// Takes so many reads out; what there is not is owed.
+    fn take(&mut self, count: u32) {
+        self.left -= f64::from(count);
     }
 }
 
@@ -65,8 +67,8 @@ impl Shard {
         if self.client(id).is_none_or(|c| !c.may_read_locally()) {
             return None;
         }
-        let Some(over) = self.over(limits, keys.hash, node) else {
-            self.take_read(keys.hash);
+        let Some(over) = self.over(limits, keys.hash, 1, node) else {
+            self.take_reads(keys.hash, 1);
             return None;
         };
         self.note_turned_back(node, 1);
@@ -86,40 +88,48 @@ impl Shard {
             return None;
         }
         let hot = std::sync::Arc::clone(&self.hot);
-        let mut limited = Vec::new();
+        let mut limited: Vec<(u64, u16, u32, &ReadLimits)> = Vec::new();
         let _ = command.for_each_key(
             request.argc(),
             |i| request.arg(i),
             |i| {
                 let key = request.arg(i);
                 let hash = self.hasher.hash(key);
-                if let Some(limits) = hot.limits_of(hash) {
-                    limited.push((hash, slot::slot(key), limits));
+                if let Some(named) = limited.iter_mut().find(|(known, ..)| *known == hash) {
+                    named.2 += 1;
+                } else if let Some(limits) = hot.limits_of(hash) {
+                    limited.push((hash, slot::slot(key), 1, limits));
                 }
             },
         );
-        for &(hash, slot, limits) in &limited {
+        for &(hash, slot, count, limits) in &limited {
             let node = self.owner(slot).ok()?;
-            if let Some(over) = self.over(limits, hash, node) {
+            if let Some(over) = self.over(limits, hash, count, node) {
                 self.note_turned_back(node, 1);
                 self.count_local(hash, node, request.frame.len() as u64);
                 return Some(self.refuse_upstream(id, &too_often(limits, &over)));
             }
         }
-        for (hash, ..) in limited {
-            self.take_read(hash);
+        for (hash, _, count, _) in limited {
+            self.take_reads(hash, count);
         }
         None
     }
 
-    fn take_read(&mut self, key_hash: u64) {
+    fn take_reads(&mut self, key_hash: u64, count: u32) {
         if let Some(bucket) = self.buckets.get_mut(&key_hash) {
-            bucket.take();
+            bucket.take(count);
         }
     }
 
-    /// Which limit a read of the key would be over.
-    fn over(&mut self, limits: &ReadLimits, key_hash: u64, node: u32) -> Option<String> {
+    /// Which limit so many reads of the key would be over.
+    fn over(
+        &mut self,
+        limits: &ReadLimits,
+        key_hash: u64,
+        count: u32,
+        node: u32,
+    ) -> Option<String> {
         let shards = self.settings.shard_count().max(1);
         let at_once = limits.concurrency_max as usize;
         if at_once > 0 && self.reads_under_way(key_hash, node) >= at_once.div_ceil(shards) {
@@ -134,7 +144,7 @@ impl Shard {
             at: now,
         };
         let bucket = self.buckets.entry(key_hash).or_insert(full);
-        let is_over = !bucket.has_one(now, per_s);
+        let is_over = !bucket.has(count, now, per_s);
         let max = limits.reads_per_s_max;
         is_over.then(|| format!("{max} reads per second (reads_per_s_max)"))
     }
@@ -165,9 +175,9 @@ mod tests {
     use super::*;
 
     fn read(bucket: &mut Bucket, now: Nanos, per_s: f64) -> bool {
-        let has_one = bucket.has_one(now, per_s);
+        let has_one = bucket.has(1, now, per_s);
         if has_one {
-            bucket.take();
+            bucket.take(1);
         }
         has_one
     }

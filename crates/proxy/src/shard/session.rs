@@ -459,8 +459,10 @@ impl Shard {
         if let Err(text) = self.pin(id, node) {
             return self.refuse_upstream(id, &text);
         }
+        let now = self.now;
         if let Some(client) = self.client(id) {
             client.is_blocked = true;
+            client.blocked_at = now;
         }
         self.on_pinned(id, request.frame, Pending::RELEASES)
     }

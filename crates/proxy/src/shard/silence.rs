@@ -61,7 +61,11 @@ impl Shard {
     /// Asks a node over a new connection whether it is there: its set-up is the question.
     fn probe(&mut self, node: u32) {
         let prober = self.nodes[node as usize].guard.prober;
-        if prober.is_some_and(|index| self.upstreams.get(index as usize).is_some()) {
+        let is_there = |(index, generation): (u32, u32)| {
+            let up = self.upstreams.get(index as usize);
+            up.is_some_and(|up| up.generation == generation)
+        };
+        if prober.is_some_and(is_there) {
             return;
         }
         let (protocol, db) = self.usual();
@@ -74,7 +78,8 @@ impl Shard {
             up.ask(&[b"PING"], Owner::Setup(Step::Probe), self.now);
             up.setup_end = up.out.len();
         }
-        self.nodes[node as usize].guard.prober = opened;
+        let named = opened.map(|index| (index, self.upstreams[index as usize].generation));
+        self.nodes[node as usize].guard.prober = named;
     }
 
     /// A node that was asked whether it is there runs a script: so do its old connections lead there.

@@ -166,20 +166,41 @@ def test_who_may_not_open_a_transaction_hears_so_and_goes_on(
     assert heard[0][0] == b"-NOPERM User ro has no permissions to run the 'multi' command\r\n"
 
 
-def test_a_right_to_transactions_that_changes_costs_nobody_a_connection(
+def test_a_right_to_transactions_that_is_taken_away_costs_one_connection_at_most(
     proxy: Any, server: EmbeddedServer, wires: Any
 ) -> None:
+    transaction = ("MULTI", "GET none", "EXEC", "GET none")
+    done = [b"+OK\r\n", b"+QUEUED\r\n", b"*1\r\n$-1\r\n", b"$-1\r\n"]
+    change(server, "ro", "+exec", "+multi")
     wire = wires(proxy.listen)
     say(wire, "AUTH ro r")
-    for rule in ("+multi", "-multi", "+multi"):
-        change(server, "ro", "+exec", rule)
-        time.sleep(0.15)
-        replies = say(wire, "MULTI", "GET none", "EXEC", "GET none")
-        if rule == "+multi":
-            assert replies == [b"+OK\r\n", b"+QUEUED\r\n", b"*1\r\n$-1\r\n", b"$-1\r\n"]
-        else:
-            assert replies[0].startswith(b"-NOPERM")
-            assert replies[1:] == [b"$-1\r\n", b"-ERR EXEC without MULTI\r\n", b"$-1\r\n"]
+    assert say(wire, *transaction) == done
+    change(server, "ro", "-multi")
+    assert wire.ask("MULTI") == b"+OK\r\n", "it held a moment ago"
+    assert wire.ask("GET", "none").startswith(b"-NOPERM"), "and the server says that it does not now"
+    wire = wires(proxy.listen)
+    say(wire, "AUTH ro r")
+    replies = say(wire, *transaction)
+    assert replies[0].startswith(b"-NOPERM")
+    assert replies[1:] == [b"$-1\r\n", b"-ERR EXEC without MULTI\r\n", b"$-1\r\n"]
+    change(server, "ro", "+multi")
+    assert say(wire, *transaction) == done
+
+
+def test_the_right_to_transactions_is_seldom_asked(proxy: Any, server: EmbeddedServer, wires: Any) -> None:
+    change(server, "ro", "+exec", "+multi")
+    wire, monitor = wires(proxy.listen), wires(server.address)
+    say(wire, "AUTH ro r", "MULTI", "GET none", "EXEC")
+    say(monitor, "MONITOR")
+    for _ in range(5):
+        time.sleep(0.12)
+        say(wire, "MULTI", "GET none", "EXEC")
+    ask(server.address, "ECHO", "end")
+    seen = b""
+    while b"end" not in seen:
+        seen += monitor.reply()
+    assert seen.count(b'"MULTI"') == 5
+    assert b"DISCARD" not in seen
 
 
 def test_who_may_open_a_transaction_and_not_discard_one_opens_the_next(

@@ -302,6 +302,8 @@ impl Shard {
         self.give(&pending, frame);
         if pending.owner == Owner::Multi && is_error {
             // What follows would run at once instead of being queued. What is on its way has.
+            let user = self.upstreams.get(index as usize).map(|up| up.user);
+            self.forget_multi(user.unwrap_or(SERVICE));
             if let Some(up) = self.upstreams.get_mut(index as usize) {
                 let said = String::from_utf8_lossy(&frame[1..]);
                 up.refusal = Some(format!(

@@ -10,12 +10,14 @@
 //!
 //! A yes holds as long as one of `ACL DRYRUN` does: for the staleness bound from when it was asked. While it is in use
 //! it is asked for anew at half of that, beside the requests. Who finds none waits for one, all of a user together.
-//! A no is not kept.
+//! A no is not kept. A yes to `MULTI` holds for longer, as the server is sent the `MULTI` of each transaction: a minute,
+//! or until it refuses one. So it is seldom asked, and seldom seen in `MONITOR`.
 //!
 //! Not asked for, as nothing of others is seen or changed by it: `PING`, `ECHO`, `CLIENT SETINFO` (drivers send it with
 //! the first command of every connection), `SELECT` of the database that is chosen, `EXEC` of nothing.
 
 use keyheat_core::Nanos;
+use keyheat_net::clock::SEC;
 
 use super::client::ClientId;
 use super::serve::Flow;
@@ -41,6 +43,8 @@ const LINES: [(&str, &[&[u8]]); 11] = [
 ];
 /// The place of `MULTI` among them.
 const MULTI: u8 = 0;
+/// How long a yes to it holds.
+const MULTI_BOUND: Nanos = 60 * SEC;
 /// The `DISCARD` behind it.
 const DISCARD: u8 = LINES.len() as u8;
 
@@ -99,7 +103,11 @@ impl Shard {
             }
             Some(Said::Nothing) | None => {}
         }
-        let (now, bound) = (self.now, self.permit_bound());
+        let now = self.now;
+        let bound = match place {
+            MULTI => MULTI_BOUND,
+            _ => self.permit_bound(),
+        };
         let right = self.right(user, place)?;
         let age = right.said_at.map(|at| now.saturating_sub(at));
         let is_asked = right.is_asked;
@@ -191,6 +199,13 @@ impl Shard {
                 Said::May
             }
         });
+    }
+
+    /// The server has refused a user's `MULTI`.
+    pub(super) fn forget_multi(&mut self, user: u32) {
+        if let Some(right) = self.right(user, MULTI) {
+            right.said_at = None;
+        }
     }
 
     /// The connection was lost before the server could say.

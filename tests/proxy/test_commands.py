@@ -184,7 +184,7 @@ def test_a_client_that_leaves_a_blocking_command_takes_nothing(proxy: Any, r: An
     with socket.create_connection((host, int(port))) as s:
         s.sendall(b"BLPOP queue 0\r\n")
         time.sleep(0.1)
-    time.sleep(0.1)
+    time.sleep(0.5)  # what may yet be on its way to it is waited for, a moment
     r.rpush("queue", "job")
     assert r.lpop("queue") == b"job"
 

@@ -35,7 +35,7 @@ pub(super) const REPLIES_SCARCE_BYTES: usize = 64 * 1024;
 /// what it asks for.
 const REPLY_GUESS_BYTES: usize = 256 * 1024;
 /// A blocking command that has not been answered so long after it was sent waits for something to come.
-const BLOCKS_AFTER: Nanos = 200 * MS;
+const BLOCKS_AFTER: Nanos = 100 * MS;
 /// A client for which less is held is not worth cutting.
 pub(super) const LITTLE_BYTES: usize = 1 << 20;
 

@@ -418,3 +418,15 @@ def test_nobody_is_cut_for_what_others_have_on_its_way(
         own_server.resume()
         assert [client.recv(100) for client in small] == [b"$-1\r\n"] * 10
         assert stats(proxy)["clients_cut"] == 0, "requests on their way are not taken back"
+
+
+def test_many_that_take_little_each_are_bounded_together(
+    proxy_factory: ProxyFactory, valkey: str, eventually: Eventually
+) -> None:
+    proxy = proxy_factory(valkey, shards=1, buffers_max_bytes=8 << 20)
+    part = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$100000\r\n" + b"x" * 50_000
+    with late_readers(proxy, 20, b"PING\r\n"), late_readers(proxy, 380, part):
+        eventually(lambda: stats(proxy)["clients_cut"] > 100)
+        eventually(lambda: stats(proxy)["buffer_bytes"] <= 10 << 20)
+        assert stats(proxy)["clients"] >= 20
+        assert stats(proxy)["clients_cut"] < 380, "not all: only what is too much"

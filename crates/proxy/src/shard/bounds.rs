@@ -93,10 +93,12 @@ impl Shard {
             }
             return;
         }
-        // Only by what cutting gives back: requests that are on their way are not taken back.
+        // Only by what cutting gives back: requests that are on their way are not taken back. Not who takes less
+        // than an even share: without those that take more, all fit.
+        let least = client::REPLIES_SCARCE_BYTES.min(self.budget / self.clients.len().max(1));
         let mut all: Vec<(usize, ClientId)> = clients
             .map(|(i, c)| (c.memory().saturating_sub(c.asked), c.name_at(i)))
-            .filter(|(bytes, _)| *bytes > client::REPLIES_SCARCE_BYTES)
+            .filter(|(bytes, _)| *bytes > least)
             .collect();
         all.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
         let mut over = self.taken_by_clients.memory.saturating_sub(self.budget);

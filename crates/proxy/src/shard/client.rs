@@ -655,20 +655,17 @@ impl Client {
         }
     }
 
-    /// Gives back what is held for no use, where that is most of it; says whether there was any.
-    pub fn give_back(&mut self) -> bool {
+    /// Gives back what is held for no use, where that is most of it.
+    pub fn give_back(&mut self) {
         let is_wasteful = |capacity: usize, used: usize| capacity > 4096.max(2 * used);
-        let is_loose = is_wasteful(self.out.capacity(), self.backlog());
-        if is_loose {
+        if is_wasteful(self.out.capacity(), self.backlog()) {
             self.trim();
             self.out.shrink_to_fit();
         }
-        let may_be_less = is_wasteful(self.input.capacity(), self.input.len());
-        if may_be_less {
+        if is_wasteful(self.input.capacity(), self.input.len()) {
             self.input.shrink_to_fit();
         }
         self.parser.trim();
-        is_loose || may_be_less
     }
 
     /// Whether its socket may have more, after `n` bytes of at most `room` were read: its end too, which no event

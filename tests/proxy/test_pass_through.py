@@ -11,7 +11,7 @@ import pytest
 from keyheat.server.cluster import EmbeddedCluster
 from keyheat.server.embedded import EmbeddedServer
 from tests.proxy.proxies import HOT_RULE, heat
-from tests.proxy.wire import Wire, ask, command, say
+from tests.proxy.wire import Wire, ask, command, say, tell
 
 Eventually = Callable[..., Any]
 
@@ -19,12 +19,12 @@ Eventually = Callable[..., Any]
 @pytest.fixture
 def server(own_server: EmbeddedServer) -> EmbeddedServer:
     """A server with users."""
-    for line in (
+    tell(
+        own_server.address,
         "ACL SETUSER service on >s3cret ~* &* +@all",
         "ACL SETUSER anna on >apple ~a:* &* +@all",
         "ACL SETUSER ben on >pear ~* &* +@read +auth +hello -strlen",
-    ):
-        assert ask(own_server.address, *line.split()) == b"+OK\r\n"
+    )
     return own_server
 
 

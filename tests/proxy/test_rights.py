@@ -9,7 +9,7 @@ import pytest
 from keyheat.server.cluster import EmbeddedCluster
 from keyheat.server.embedded import EmbeddedServer
 from tests.proxy.proxies import ready
-from tests.proxy.wire import Wire, ask, say
+from tests.proxy.wire import Wire, ask, say, tell
 
 Eventually = Callable[..., Any]
 
@@ -19,13 +19,13 @@ NO_CLIENT = "9223372036854775807"
 @pytest.fixture
 def server(own_server: EmbeddedServer) -> EmbeddedServer:
     """A server with users: `ro` may only read, `ops` may only look at clients."""
-    for line in (
+    tell(
+        own_server.address,
         "ACL SETUSER service on >s3cret ~* &* +@all",
         "ACL SETUSER bob on >b ~* &* +@all",
         "ACL SETUSER ro on >r ~* +get",
         "ACL SETUSER ops on >o ~* +get +client|list +client|id",
-    ):
-        assert ask(own_server.address, *line.split()) == b"+OK\r\n"
+    )
     return own_server
 
 

@@ -63,6 +63,12 @@ def ask(address: str, *words: str) -> bytes:
         return wire.ask(*words)
 
 
+def tell(address: str, *lines: str) -> None:
+    """Commands that are answered `OK`."""
+    for line in lines:
+        assert ask(address, *line.split()) == b"+OK\r\n", line
+
+
 def command(*words: str | bytes) -> Command:
     """The words of a command as bytes."""
     return [word if isinstance(word, bytes) else word.encode() for word in words]

@@ -17,11 +17,7 @@ impl Shard {
 
     fn flush_once(&mut self) {
         while let Some((index, generation)) = self.dirty_upstreams.pop() {
-            let is_same = self
-                .upstreams
-                .get(index as usize)
-                .is_some_and(|u| u.generation == generation);
-            if is_same {
+            if self.is_there(index, generation) {
                 self.upstreams[index as usize].is_dirty = false;
                 self.flush_upstream(index);
             }

@@ -495,8 +495,7 @@ impl Shard {
             }
         }
         for (index, generation, to_the_end) in std::mem::take(&mut self.unread_upstreams) {
-            let up = self.upstreams.get(index as usize);
-            if up.is_some_and(|u| u.generation == generation) {
+            if self.is_there(index, generation) {
                 self.read_upstream(index, to_the_end);
             }
             if self.is_swelling() {
@@ -528,6 +527,12 @@ impl Shard {
         self.clients
             .get_mut(id.index as usize)
             .filter(|c| c.generation == id.generation)
+    }
+
+    /// Whether a connection upstream is still the one that was at its place.
+    fn is_there(&self, index: u32, generation: u32) -> bool {
+        let up = self.upstreams.get(index as usize);
+        up.is_some_and(|up| up.generation == generation)
     }
 
     /// Whether the upstream is a Cluster, as far as is known.

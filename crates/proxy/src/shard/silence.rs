@@ -61,11 +61,7 @@ impl Shard {
     /// Asks a node over a new connection whether it is there: its set-up is the question.
     fn probe(&mut self, node: u32) {
         let prober = self.nodes[node as usize].guard.prober;
-        let is_there = |(index, generation): (u32, u32)| {
-            let up = self.upstreams.get(index as usize);
-            up.is_some_and(|up| up.generation == generation)
-        };
-        if prober.is_some_and(is_there) {
+        if prober.is_some_and(|(index, generation)| self.is_there(index, generation)) {
             return;
         }
         let (protocol, db) = self.usual();

@@ -282,8 +282,9 @@ def test_every_line_of_a_json_log_is_an_object(
     file.write_text(f'{PORTS}upstream = "redis://u:s3cret@{valkey}"\n{limits}')
     process = start_keyheat("proxy", "--config", str(file))
     assert process.stderr is not None
-    lines = [json.loads(process.stderr.readline()) for _ in range(2)]
-    said = next(line["message"] for line in lines if "listens on" in line["message"])
+    lines = [json.loads(process.stderr.readline())]
+    while "listens on" not in (said := lines[-1]["message"]):
+        lines.append(json.loads(process.stderr.readline()))
     port = int(re.findall(r"127\.0\.0\.1:(\d+)", said)[0])
     account: dict[str, Any] = {"username": "u", "password": "s3cret"}
     with redis.Redis(port=port, single_connection_client=True, **account) as client:

@@ -35,15 +35,22 @@ def busy_script(server: EmbeddedServer) -> Iterator[None]:
         direct.execute_command("SCRIPT KILL")
 
 
+@contextlib.contextmanager
+def hung(server: EmbeddedServer, proxy: Any) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A server that hangs, and was noticed to: a client that waits for it, and another."""
+    with connect(proxy) as waits, connect(proxy) as s:
+        server.pause()
+        waits.sendall(b"GET k\r\n")
+        time.sleep(0.5)
+        yield waits, s
+
+
 def test_a_node_that_answers_nothing_is_left_alone_and_served_from_again_when_it_does(
     own_server: EmbeddedServer, proxy_factory: Any, eventually: Eventually
 ) -> None:
     proxy = proxy_factory(own_server.address, shards=1, breaker_silence_ms=300)
     eventually(lambda: is_up(proxy))
-    with connect(proxy) as waits, connect(proxy) as s:
-        own_server.pause()
-        waits.sendall(b"GET k\r\n")
-        time.sleep(0.5)
+    with hung(own_server, proxy) as (waits, s):
         started = time.monotonic()
         answer = ask(s, b"GET k\r\n")
         assert time.monotonic() - started < 0.1
@@ -65,10 +72,7 @@ def test_a_node_that_hangs_is_left_alone_for_as_long_as_it_does(
     proxy = proxy_factory(own_server.address, shards=1, breaker_silence_ms=300)
     eventually(lambda: is_up(proxy))
     sessions = (b"BLPOP q 1", b"WATCH k", b"SELECT 2", b"SUBSCRIBE c", b"CLIENT TRACKING ON", b"MONITOR")
-    with connect(proxy) as waits, connect(proxy) as s:
-        own_server.pause()
-        waits.sendall(b"GET k\r\n")
-        time.sleep(0.5)
+    with hung(own_server, proxy) as (waits, s):
         until = time.monotonic() + 6.5  # its kernel lets connections in, whose set-up is given up after 5 s
         while time.monotonic() < until:
             for request in (b"SET k v", *sessions):
@@ -273,10 +277,8 @@ def test_a_hung_node_that_is_killed_and_started_again_is_served_from_at_once(
 ) -> None:
     proxy = proxy_factory(own_server.address, shards=1, breaker_silence_ms=300)
     eventually(lambda: is_up(proxy))
-    with connect(proxy) as waits, connect(proxy) as s:
-        own_server.pause()
-        waits.sendall(b"GET k\r\n")
-        time.sleep(6)  # it was asked over a connection of its own, which was given up
+    with hung(own_server, proxy) as (waits, s):
+        time.sleep(5.5)  # it was asked over a connection of its own, which was given up
         own_server.kill()
         assert b"lost the connection" in waits.recv(300)
         own_server.restart()

@@ -9,7 +9,7 @@ import pytest
 
 from keyheat.server.cluster import EmbeddedCluster
 from keyheat.server.embedded import EmbeddedServer
-from tests.proxy.proxies import ready, stats
+from tests.proxy.proxies import heat, ready, stats
 from tests.proxy.wire import Command, Wire, ask, command, encode, say, words
 
 Eventually = Callable[..., Any]
@@ -123,6 +123,36 @@ def test_a_ping_shows_in_monitor_and_the_proxys_own_greeting_does_not(
         b'"SET" "seen" "1"',
         b'"EXEC"',
     ]
+
+
+def test_what_the_proxy_asks_for_itself_does_not_show_in_monitor(
+    own_server: EmbeddedServer, proxy_factory: Any, wires: Any, eventually: Eventually
+) -> None:
+    proxy = ready(proxy_factory(own_server.address, shards=1), eventually)
+    ear, wire = wires(proxy.listen), wires(proxy.listen)
+    say(ear, "MONITOR")
+    say(wire, "SET hot 1")
+    for _ in range(2):
+        heat(proxy, wire, "hot")
+        for line in ask(own_server.address, "CLIENT", "LIST").split(b"\n"):
+            if b"name=keyheat" in line and b"flags=O" not in line:
+                ask(
+                    own_server.address,
+                    "CLIENT",
+                    "KILL",
+                    "ID",
+                    line.split(b" ")[0].decode().removeprefix("id="),
+                )
+        eventually(lambda: say(wire, "GET hot") == [b"$1\r\n1\r\n"])
+        time.sleep(0.5)  # it looks at the server, ten times a second
+    say(wire, "INFO server", "ROLE")  # a client's own
+    ask(own_server.address, "ECHO", "end")
+    seen: dict[bytes, int] = {}
+    while b'"ECHO" "end"' not in (line := ear.reply()):
+        said = line.split(b"] ")[1].split(b" ")[0].strip().strip(b'"')
+        seen[said] = seen.get(said, 0) + 1
+    assert not {b"EXISTS", b"COMMAND"} & set(seen)
+    assert (seen[b"INFO"], seen[b"ROLE"]) == (1, 1)
 
 
 def test_a_pause_of_all_holds_up_a_ping(

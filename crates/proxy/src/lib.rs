@@ -69,7 +69,6 @@ use copies::maker::Maker;
 use listen::Acceptor;
 use listener::{bind, Front, Listener, Sharing};
 use node_stats::Reports;
-use notice::Notice;
 use own_writes::WriteTimes;
 use settings::Settings;
 use shard::{Shard, ShardParts, ToShard};
@@ -130,6 +129,7 @@ impl Proxy {
             feeds: Mutex::default(),
             locks: Arc::default(),
             copies: Default::default(),
+            notice: Arc::default(),
             shards_dead: AtomicUsize::new(0),
             parts_dead: Mutex::default(),
             started: Instant::now(),
@@ -137,7 +137,6 @@ impl Proxy {
         let (control, control_inbox) = channel();
         let epochs = Arc::new(WriteEpochs::default());
         let copies_off_until = Arc::new(AtomicU64::new(0));
-        let notice = Arc::new(Notice::default());
         let own_writes: Arc<[WriteTimes]> = (0..count).map(|_| WriteTimes::default()).collect();
         let next_client_id = Arc::new(AtomicU64::new(1));
         let mut threads = Vec::new();
@@ -159,7 +158,7 @@ impl Proxy {
                 own_writes: Arc::clone(&own_writes),
                 locks: Arc::clone(&shared.locks),
                 copies_off_until: Arc::clone(&copies_off_until),
-                notice: Arc::clone(&notice),
+                notice: Arc::clone(&shared.notice),
                 hasher,
                 nominator: Nominator::new(&rules, count as u32),
                 next_client_id: Arc::clone(&next_client_id),

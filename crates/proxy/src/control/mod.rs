@@ -143,6 +143,7 @@ impl Control {
         let detector = detector(&shared.settings.load())?;
         let (watcher, wanted) = channel();
         let mut watched = Watcher::new((**shared.settings.load()).clone());
+        watched.notice = Arc::clone(&shared.notice);
         let told = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("keyheat-watch".into())

@@ -14,6 +14,7 @@ use keyheat_net::{clock, lock};
 use crate::feed::{Feed, Feeds};
 use crate::hotview::HotPlan;
 use crate::node_stats::Reports;
+use crate::notice::Notice;
 use crate::settings::{HotSetFrom, Settings};
 use crate::stats::ShardStats;
 use crate::tls::Credentials;
@@ -64,6 +65,7 @@ pub(crate) struct Shared {
     /// Keys that are locks: nothing is done for them.
     pub locks: Arc<LockMarks>,
     pub copies: CopyCounts,
+    pub notice: Arc<Notice>,
     pub shards_dead: AtomicUsize,
     /// Threads that have died of a bug and are not running again yet, by name.
     pub parts_dead: Mutex<BTreeSet<&'static str>>,

@@ -264,6 +264,9 @@ impl Shard {
     /// The TCP connection is there.
     pub(super) fn on_connected(&mut self, index: u32) {
         let up = &mut self.upstreams[index as usize];
+        if let (Role::Tracking, Some(address)) = (up.role, up.stream.local_tcp()) {
+            up.talk = Some(self.notice.talk(address));
+        }
         if up
             .pending
             .iter()

@@ -11,6 +11,7 @@ use super::client::ClientId;
 use super::serve::{Flow, Request};
 use super::upstream::{Owner, Pending, Role};
 use super::Shard;
+use crate::notice::parts_of;
 
 pub(super) use super::shard_channels::{Astray, Listening};
 
@@ -24,11 +25,9 @@ const GREETING: [&[u8]; 3] = [
     b"\"CLIENT\" \"ID\"",
 ];
 
-/// Whether a line of `MONITOR` is one of these: `+TIME [DB ADDRESS] "COMMAND" …`.
+/// Whether a line of `MONITOR` is one of these.
 fn is_greeting(line: &[u8]) -> bool {
-    let start = line.windows(2).position(|w| w == b"] ");
-    let said = start.and_then(|at| line.get(at + 2..)).unwrap_or_default();
-    GREETING.iter().any(|words| said.starts_with(words))
+    parts_of(line).is_some_and(|(_, said)| GREETING.iter().any(|words| said.starts_with(words)))
 }
 
 /// What a confirmation says: which command's, of which channel, and how many are left.
@@ -202,8 +201,9 @@ impl Shard {
         Flow::Next
     }
 
-    /// A line of `MONITOR`, or the answer to it. That the proxy has opened a connection is nobody's business.
+    /// A line of `MONITOR`, or the answer to it. What the proxy says for itself is nobody's business.
     pub(super) fn on_monitored(&mut self, id: ClientId, frame: &[u8]) {
+        let is_own = is_greeting(frame) || self.notice.is_own(frame);
         let Some(client) = self.client(id) else {
             return;
         };
@@ -211,7 +211,7 @@ impl Shard {
             return;
         };
         if listening.monitors_starting == 0 {
-            if !is_greeting(frame) {
+            if !is_own {
                 client.push(frame);
             }
             return;

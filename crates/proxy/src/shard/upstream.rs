@@ -13,6 +13,7 @@ use keyheat_resp::{encode, Limits, Protocol};
 
 use super::client::{ClientId, Ticket};
 use super::marks::Marks;
+use crate::notice::OwnTalk;
 use crate::stream::Stream;
 
 /// What a server may answer: anything. To give up a connection for a reply would be at the cost of everybody on
@@ -204,6 +205,8 @@ pub(super) struct Upstream {
     pub beats_in_flight: u32,
     /// The server's number of a connection that may block.
     pub server_id: i64,
+    /// Of a tracking connection: `MONITOR` does not show it.
+    pub talk: Option<OwnTalk>,
 }
 
 impl Upstream {
@@ -239,6 +242,7 @@ impl Upstream {
             is_beat_good: false,
             beats_in_flight: 0,
             server_id: 0,
+            talk: None,
         }
     }
 

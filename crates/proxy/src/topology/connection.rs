@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use keyheat_net::tls;
@@ -9,6 +10,7 @@ use keyheat_resp::reply::{parse, Value};
 use keyheat_resp::{encode, Limits};
 
 use super::{host_of, resolve, text};
+use crate::notice::{Notice, OwnTalk};
 use crate::settings::Settings;
 
 /// What a connection is made of.
@@ -18,6 +20,13 @@ enum Wire {
 }
 
 impl Wire {
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(stream) => stream.socket(),
+        }
+    }
+
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
         match self {
             Self::Plain(stream) => stream.read(buf),
@@ -38,6 +47,8 @@ pub(crate) struct Connection {
     stream: Wire,
     buf: Vec<u8>,
     timeout: Duration,
+    /// `MONITOR` does not show what is asked.
+    talk: Option<OwnTalk>,
 }
 
 impl Connection {
@@ -75,10 +86,7 @@ impl Connection {
                 })?))
             }
         };
-        let socket = match &stream {
-            Wire::Plain(socket) => socket,
-            Wire::Tls(stream) => stream.socket(),
-        };
+        let socket = stream.socket();
         let set = |r: std::io::Result<()>| r.map_err(|e| e.to_string());
         set(socket.set_read_timeout(Some(timeout)))?;
         set(socket.set_write_timeout(Some(timeout)))?;
@@ -86,7 +94,14 @@ impl Connection {
             stream,
             buf: Vec::new(),
             timeout,
+            talk: None,
         })
+    }
+
+    /// What is asked from now on is asked by the proxy for itself.
+    pub fn talk(&mut self, notice: &Arc<Notice>) {
+        let address = self.stream.socket().local_addr().ok();
+        self.talk = address.map(|address| notice.talk(address));
     }
 
     pub fn call(&mut self, args: &[&[u8]]) -> Result<Value, String> {

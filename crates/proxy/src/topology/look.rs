@@ -10,6 +10,7 @@ use keyheat_resp::reply::Value;
 use super::connection::Connection;
 use super::sentinel::Heir;
 use super::{host_of, join, resolve, text, Registry, ServerInfo, Topology, NO_NODE, SLOTS};
+use crate::notice::Notice;
 use crate::settings::{Mode, Settings};
 
 /// How long each of several nodes is waited for before the others are asked.
@@ -28,6 +29,7 @@ pub struct Watcher {
     pub(super) heir: Option<Heir>,
     /// How connections are encrypted, where they are.
     pub(crate) tls: Option<Arc<tls::Client>>,
+    pub(crate) notice: Arc<Notice>,
 }
 
 /// What a look at one address has found.
@@ -53,6 +55,7 @@ impl Watcher {
             failed: HashMap::new(),
             heir: None,
             tls: None,
+            notice: Arc::default(),
         }
     }
 
@@ -154,7 +157,9 @@ impl Watcher {
     }
 
     pub(super) fn connect(&self, address: &str, patience: Duration) -> Result<Connection, String> {
-        Connection::to(address, &self.settings, self.tls.as_deref(), patience)
+        let mut conn = Connection::to(address, &self.settings, self.tls.as_deref(), patience)?;
+        conn.talk(&self.notice);
+        Ok(conn)
     }
 
     fn look_at(&mut self, address: &str, patience: Duration) -> Result<Found, String> {

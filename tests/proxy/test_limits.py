@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
+from keyheat.server.cluster import EmbeddedCluster
 from tests.conftest import ProxyFactory
 from tests.proxy.proxies import ask, connect, ready, stats
 
@@ -430,3 +434,44 @@ def test_many_that_take_little_each_are_bounded_together(
         eventually(lambda: stats(proxy)["buffer_bytes"] <= 10 << 20)
         assert stats(proxy)["clients"] >= 20
         assert stats(proxy)["clients_cut"] < 380, "not all: only what is too much"
+
+
+def test_what_was_gathered_for_a_client_that_left_is_given_back(
+    proxy_factory: ProxyFactory, server_binary: str, eventually: Eventually
+) -> None:
+    keys = [f"gathered:{number}" for number in range(32)]
+    with EmbeddedCluster(3, binary=server_binary) as cluster:
+        proxy = ready(proxy_factory(cluster.url, shards=1, breaker_silence_ms=20_000), eventually)
+        with client_of(proxy) as client:
+            for key in keys:
+                client.set(key, b"x" * (1 << 20))
+        cluster.primaries[0].pause()
+        with connect(proxy) as gone:
+            gone.sendall(f"MGET {' '.join(keys)}\r\n".encode())
+            eventually(lambda: stats(proxy)["buffer_bytes"] > 10 << 20)
+            gone.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )  # it ends by a reset
+        eventually(lambda: stats(proxy)["buffer_bytes"] < 1 << 20, timeout_s=5)
+        cluster.primaries[0].resume()
+
+
+def test_a_reply_that_is_gathered_from_many_nodes_counts_for_its_client(
+    proxy_factory: ProxyFactory, cluster: EmbeddedCluster, eventually: Eventually
+) -> None:
+    proxy = ready(proxy_factory(cluster.url, shards=1, buffers_max_bytes=16 << 20), eventually)
+    keys = [f"gathered:{number}" for number in range(64)]
+    with client_of(proxy) as client, client_of(proxy) as other:
+        for key in keys:
+            client.set(key, b"x" * (1 << 20))
+        assert client.mget(keys[:8]) == [b"x" * (1 << 20)] * 8
+        other.ping()
+        before = resident()
+        client.set_retry(Retry(NoBackoff(), 0))
+        with pytest.raises(redis.ConnectionError):
+            client.execute_command("MGET", *keys)
+        assert other.ping()
+        assert resident() - before < 60 << 20
+        eventually(lambda: stats(proxy)["buffer_bytes"] < 1 << 20)
+        assert stats(proxy)["clients_cut"] == 1
+        client.delete(*keys)

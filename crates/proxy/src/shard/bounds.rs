@@ -52,8 +52,7 @@ impl Shard {
     /// is held (replies it does not read, requests a server does not take) is cut, as the server would; well
     /// past it, as many as it takes.
     pub(super) fn bound_buffers(&mut self) {
-        let mut apart: usize = self.jobs.iter().map(|(_, j)| j.held()).sum();
-        apart += self.voidings.values().map(|v| v.held()).sum::<usize>();
+        let mut apart: usize = self.voidings.values().map(|v| v.held()).sum();
         apart += self.copy_reads.values().map(|r| r.held()).sum::<usize>();
         apart += self.waiting_reads.iter().map(|r| r.held()).sum::<usize>();
         apart += self.parked.iter().map(|p| p.frame.len()).sum::<usize>();

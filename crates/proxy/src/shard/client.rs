@@ -157,10 +157,12 @@ pub(super) struct Client {
     /// Reads whose replies have not come yet, and how long a reply of this client is of late.
     unanswered: usize,
     reply_bytes: usize,
-    /// Bytes of requests that are unanswered, and of replies that came before their turn.
+    /// Bytes of requests that are unanswered, and of replies that came before their turn, or in part.
     held: usize,
     /// Of these, the requests.
     pub asked: usize,
+    /// Of these, parts of replies to requests that were split.
+    gathered: usize,
     /// It sends all it has before it reads a reply.
     pub reads_last: bool,
     /// Bytes that it had taken when this was last looked at.
@@ -265,6 +267,7 @@ impl Client {
             reply_bytes: REPLY_GUESS_BYTES,
             held: 0,
             asked: 0,
+            gathered: 0,
             reads_last: false,
             seen_read: 0,
             last_write: u32::MAX,
@@ -408,6 +411,23 @@ impl Client {
     /// Whether everything for the client has left.
     pub fn is_written(&self) -> bool {
         self.backlog() == 0 && !self.stream.holds()
+    }
+
+    /// A part of a reply has come.
+    pub fn gather(&mut self, bytes: usize) {
+        self.held += bytes;
+        self.gathered += bytes;
+    }
+
+    /// Parts have been made one reply.
+    pub fn has_gathered(&mut self, bytes: usize) {
+        self.held = self.held.saturating_sub(bytes);
+        self.gathered = self.gathered.saturating_sub(bytes);
+    }
+
+    /// Whether there are parts of replies for it.
+    pub fn gathers(&self) -> bool {
+        self.gathered > 0
     }
 
     /// Bytes that are held on behalf of the client.

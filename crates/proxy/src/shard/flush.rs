@@ -101,6 +101,9 @@ impl Shard {
         // What its transaction wrote may yet come to be.
         self.void_written(id);
         let mut client = self.clients.remove(id.index as usize);
+        if client.gathers() {
+            self.forget_parts(id);
+        }
         self.count_taken(Taken::default(), client.recount().1);
         self.leave_user(client.user);
         for index in client.connections() {

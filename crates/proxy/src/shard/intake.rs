@@ -48,7 +48,10 @@ impl Shard {
         }
         if event.is_readable() || event.is_read_closed() || event.is_error() {
             self.pump(id);
-            if event.is_read_closed() {
+            if event.is_error() {
+                // Its connection is no more. Who is held back is not read, and it would not be noticed.
+                self.close_client(id);
+            } else if event.is_read_closed() {
                 // The end may lie behind data that filled the buffer, or behind a hold.
                 self.on_half_closed(id);
             }

@@ -17,6 +17,9 @@ use crate::copies::names;
 use crate::notice::Pause;
 use crate::settings::{ReadFrom, ReadYourWrites};
 
+/// A part of a reply that says how it went, and is of use without the client too (`CLIENT PAUSE`), is no longer.
+const STATUS_BYTES: usize = 64;
+
 /// Cursors of SCAN carry the node's place in their last digits.
 const SCAN_NODES: u64 = 1024;
 
@@ -348,12 +351,32 @@ impl Shard {
         }
     }
 
+    /// What has come for a client that is gone is given back; the rest of it is not kept when it comes.
+    pub(super) fn forget_parts(&mut self, id: ClientId) {
+        for (_, job) in &mut self.jobs {
+            if job.ticket.client == id {
+                let parts = job.parts.iter_mut();
+                parts
+                    .filter(|p| p.len() > STATUS_BYTES)
+                    .for_each(|p| *p = Vec::new());
+            }
+        }
+    }
+
     pub(super) fn on_part(&mut self, job: u32, part: u32, frame: &[u8]) {
+        let Some(found) = self.jobs.get(job as usize) else {
+            return;
+        };
+        let id = found.ticket.client;
+        let is_there = self.client(id).map(|c| c.gather(frame.len())).is_some();
+        self.recount(id);
         let Some(found) = self.jobs.get_mut(job as usize) else {
             return;
         };
         if let Some(place) = found.parts.get_mut(part as usize) {
-            *place = frame.to_vec();
+            if is_there || frame.len() <= STATUS_BYTES {
+                *place = frame.to_vec();
+            }
         }
         found.waiting = found.waiting.saturating_sub(1);
         if found.waiting > 0 {
@@ -361,7 +384,7 @@ impl Shard {
         }
         let job = self.jobs.remove(job as usize);
         let ticket = job.ticket;
-        let is_wait = job.is_wait;
+        let (is_wait, held) = (job.is_wait, job.held());
         let pause = match &job.merge {
             How::Pause(pause) => Some(*pause),
             _ => None,
@@ -376,6 +399,7 @@ impl Shard {
         }
         if let Some(client) = self.client(ticket.client) {
             client.is_blocked &= !is_wait;
+            client.has_gathered(held);
         }
         self.pass_on(ticket.client, ticket.seq, &reply, true);
     }

@@ -9,7 +9,7 @@ import pytest
 from keyheat.server.cluster import EmbeddedCluster
 from keyheat.server.embedded import EmbeddedServer
 from tests.proxy.proxies import ready
-from tests.proxy.wire import Wire, ask, say, tell
+from tests.proxy.wire import Wire, ask, say, tell, words
 
 Eventually = Callable[..., Any]
 
@@ -225,3 +225,63 @@ def test_who_may_not_open_a_transaction_in_a_cluster_hears_so(
         say(wire, "AUTH ro r")
         replies = say(wire, "MULTI", "GET a", "CLIENT LIST", "GET b")
         assert [reply[:7] for reply in replies] == [b"-NOPERM", b"$-1\r\n", b"-NOPERM", b"$-1\r\n"]
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_a_user_without_the_right_to_ping_subscribes_as_with_the_server(
+    proxy: Any, server: EmbeddedServer, wires: Any, protocol: int
+) -> None:
+    change(server, "ro", "-ping", "+hello", "+subscribe", "+unsubscribe", "resetchannels", "&news*")
+    talk = [
+        "SUBSCRIBE news.1 news.2",
+        "SUBSCRIBE other",
+        "PSUBSCRIBE n*",
+        "UNSUBSCRIBE",
+        "GET none",
+        "SUBSCRIBE other",
+    ]
+    said = []
+    for address in (server.address, proxy.listen):
+        wire = wires(address)
+        wire.ask("AUTH", "ro", "r")
+        if protocol == 3:
+            wire.ask("HELLO", "3")
+        said.append([reply for each in talk for reply in subscribed(wire, each)])
+    assert said[0] == said[1]
+    assert sum(reply.startswith(b"-NOPERM") for reply in said[0]) == 3
+
+
+def test_who_may_wait_needs_no_other_right_for_it(
+    proxy: Any, server: EmbeddedServer, wires: Any, proxy_factory: Any, eventually: Eventually
+) -> None:
+    change(server, "ro", "+set", "+wait", "+waitaof")
+    talk = ["SET k v", "WAIT 0 10", "SET k w", "WAITAOF 0 0 10", "WAIT 1 10", "GET k"]
+    wire = wires(proxy.listen)
+    say(wire, "AUTH ro r")
+    waited = [b"+OK\r\n", b":0\r\n", b"+OK\r\n", b"*2\r\n:0\r\n:0\r\n", b":0\r\n", b"$1\r\nw\r\n"]
+    assert [wire.ask(*each.split()) for each in talk] == waited
+    assert say(wire, *talk) == waited
+    assert b"function" not in ask(server.address, "ACL", "LOG")
+    change(server, "ro", "-wait")
+    time.sleep(0.2)
+    assert [wire.ask("WAIT", "0", "10"), wire.ask("GET", "k")] == [
+        b"-NOPERM User ro has no permissions to run the 'wait' command\r\n",
+        b"$1\r\nw\r\n",
+    ]
+    # Without an account of the proxy's own it waits by the user's.
+    other = ready(proxy_factory(server.address, auth="pass_through"), eventually)
+    wire = wires(other.listen)
+    change(server, "ro", "+wait")
+    say(wire, "AUTH ro r", "SET k v")
+    assert wire.ask("WAIT", "0", "10").startswith(b"-NOPERM User ro")
+    change(server, "ro", "+function|restore")
+    assert wire.ask("WAIT", "0", "10") == b":0\r\n"
+
+
+def subscribed(wire: Wire, line: str) -> list[bytes]:
+    """What is said to a line, of which as many replies come as it names channels, or has."""
+    wire.send([words(line)])
+    replies = [wire.reply()]
+    if not replies[0].startswith(b"-") and line in {"SUBSCRIBE news.1 news.2", "UNSUBSCRIBE"}:
+        replies.append(wire.reply())
+    return replies

@@ -99,6 +99,18 @@ impl Shard {
         db: u32,
     ) -> Result<u32, String> {
         let user = self.client(id).map_or(SERVICE, |c| c.user);
+        self.pinned_as(node, id, protocol, db, user)
+    }
+
+    /// The same, by the rights of `user`.
+    pub(super) fn pinned_as(
+        &mut self,
+        node: u32,
+        id: ClientId,
+        protocol: Protocol,
+        db: u32,
+        user: u32,
+    ) -> Result<u32, String> {
         let fits = |u: &Upstream| u.protocol == protocol && u.db == db && u.user == user;
         let idle = &self.nodes[node as usize].idle;
         let place = idle

@@ -282,10 +282,12 @@ impl Shard {
         Flow::Next
     }
 
-    /// Sends requests to nodes on connections that are this client's alone until they have answered.
+    /// Sends requests to nodes on connections that are this client's alone until they have answered, by the
+    /// rights of `user`.
     pub(super) fn start_beside(
         &mut self,
         id: ClientId,
+        user: u32,
         how: How,
         nodes: &[u32],
         frames: &[Vec<u8>],
@@ -296,7 +298,7 @@ impl Shard {
         let (protocol, db) = (client.protocol, client.db);
         let mut indexes = Vec::with_capacity(nodes.len());
         for &node in nodes {
-            match self.pinned(node, id, protocol, db) {
+            match self.pinned_as(node, id, protocol, db, user) {
                 Ok(index) => indexes.push(index),
                 Err(text) => {
                     indexes.into_iter().for_each(|index| self.release(index));

@@ -1,7 +1,7 @@
 //! What the proxy does itself, done only for users who may (`auth = "pass_through"`).
 //!
-//! `CLIENT KILL` and its like reach no server, and `MULTI` reaches one only with the first key, so no server
-//! applies its rights to them. It is asked: by the user's own connection, a line of the same command that does
+//! `CLIENT KILL` and its like reach no server, `MULTI` reaches one only with the first key, and `WAIT` by the proxy's
+//! own account, so no server applies the user's rights to them. It is asked: by the user's own connection, a line of the same command that does
 //! nothing (`CLIENT KILL` of a client that there is not; `MULTI`, and `DISCARD` after it). `NOPERM` is what the
 //! client gets, in the server's words, and it stands in the server's `ACL LOG` too.
 //!
@@ -28,7 +28,7 @@ use crate::requests::Way;
 /// No client has it.
 const NO_CLIENT: &[u8] = b"9223372036854775807";
 /// Commands, and lines of them that do nothing.
-const LINES: [(&str, &[&[u8]]); 11] = [
+const LINES: [(&str, &[&[u8]]); 13] = [
     ("multi", &[b"MULTI"]),
     ("client|list", &[b"CLIENT", b"LIST", b"ID", NO_CLIENT]),
     ("client|kill", &[b"CLIENT", b"KILL", b"ID", NO_CLIENT]),
@@ -40,6 +40,8 @@ const LINES: [(&str, &[&[u8]]); 11] = [
     ("client|getname", &[b"CLIENT", b"GETNAME"]),
     ("client|info", &[b"CLIENT", b"INFO"]),
     ("client|id", &[b"CLIENT", b"ID"]),
+    ("wait", &[b"WAIT", b"0", b"0"]),
+    ("waitaof", &[b"WAITAOF", b"0", b"0", b"0"]),
 ];
 /// The place of `MULTI` among them.
 const MULTI: u8 = 0;

@@ -17,6 +17,7 @@ use super::jobs::How;
 use super::selects::Selects;
 use super::serve::{writes, Flow, Request};
 use super::upstream::{Owner, Pending, Role};
+use super::users::SERVICE;
 use super::Shard;
 use crate::requests::Way;
 
@@ -454,7 +455,8 @@ impl Shard {
             // Keys are watched on another node: the wait has a connection of its own.
             self.note_write_to(id, node);
             let frames = [request.frame.to_vec()];
-            return self.start_beside(id, How::Merge(Merge::AllOk), &[node], &frames);
+            let user = self.client(id).map_or(SERVICE, |c| c.user);
+            return self.start_beside(id, user, How::Merge(Merge::AllOk), &[node], &frames);
         }
         if let Err(text) = self.pin(id, node) {
             return self.refuse_upstream(id, &text);

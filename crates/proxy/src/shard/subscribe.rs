@@ -18,6 +18,12 @@ pub(super) use super::shard_channels::{Astray, Listening};
 /// Marks the end of the confirmations of a subscription command.
 const MARKER: &[u8] = b"keyheat:confirmed";
 
+/// How it ends where the user may not say PING; the second one by servers before 7.0.
+const REFUSED: [&[u8]; 2] = [
+    b" run the 'ping' command\r\n",
+    b" run the 'ping' command or its subcommand\r\n",
+];
+
 /// What the proxy says first on a connection, as `MONITOR` shows it; of a client it would be answered here.
 const GREETING: [&[u8]; 3] = [
     b"\"HELLO\" \"3\"",
@@ -280,8 +286,12 @@ pub(super) fn confirmation(frame: &[u8]) -> Option<Confirmed> {
     }
 }
 
-/// Whether this is the answer to the PING behind a subscription command.
+/// Whether this is the answer to the PING behind a subscription command. A user may have no right to it, and
+/// is told nothing of that: nobody else says PING there.
 pub(super) fn is_marker(frame: &[u8]) -> bool {
+    if frame.starts_with(b"-NOPERM ") {
+        return REFUSED.iter().any(|end| frame.ends_with(end));
+    }
     let is_answer = frame.starts_with(b"$") || frame.starts_with(b"*2\r\n$4\r\npong\r\n");
     is_answer
         && frame

@@ -18,6 +18,7 @@ use keyheat_resp::encode;
 use super::client::ClientId;
 use super::jobs::How;
 use super::serve::{Flow, Request};
+use super::users::SERVICE;
 use super::Shard;
 
 /// `FUNCTION DUMP` of a server without functions, in the oldest format that has them.
@@ -31,6 +32,18 @@ impl Shard {
         if !client.is_clear() {
             return Flow::Wait;
         }
+        let is_aof = request.arg(0).eq_ignore_ascii_case(b"waitaof");
+        let mut user = client.user;
+        // Few users may write barriers. Where the proxy has an account, it waits by that, for users who may.
+        if self.passes_through() && self.settings.upstream.password.is_some() {
+            if let Some(flow) = self.unless_allowed(id, if is_aof { "waitaof" } else { "wait" }) {
+                return flow;
+            }
+            user = SERVICE;
+        }
+        let Some(client) = self.client(id) else {
+            return Flow::Next;
+        };
         let wrote = client.wrote.clone();
         let is_lost = std::mem::take(&mut client.is_write_lost)
             || wrote
@@ -66,7 +79,7 @@ impl Shard {
             wrote.iter().map(|(node, _)| *node).collect()
         };
         frames.push(request.frame.to_vec());
-        self.start_beside(id, How::Copies, &nodes, &frames)
+        self.start_beside(id, user, How::Copies, &nodes, &frames)
     }
 
     fn losses(&self, node: u32) -> u32 {

@@ -367,6 +367,28 @@ def test_a_client_that_has_said_its_end_waits_for_nothing(
     assert ask(valkey, "LPOP", "jobs:half") == b"$3\r\njob\r\n"
 
 
+def test_nothing_is_taken_for_a_client_that_leaves_right_after_its_command(
+    proxy: Any, valkey: str, wires: Any
+) -> None:
+    for pause_s in (0, 0.01, 0.03, 0.06):
+        for line in (b"BLPOP jobs:left 0\r\n", b"BRPOPLPUSH jobs:left jobs:right 0\r\n"):
+            wire = wires(proxy.listen)
+            wire.socket.sendall(line)
+            time.sleep(pause_s)
+            wire.socket.close()
+            time.sleep(0.03)
+            assert ask(valkey, "RPUSH", "jobs:left", "job") == b":1\r\n"
+            assert ask(valkey, "LPOP", "jobs:left") == b"$3\r\njob\r\n"
+    # Others wait on connections of their own, and none of the two is taken for the other's.
+    stays, leaves = wires(proxy.listen), wires(proxy.listen)
+    for wire in (stays, leaves):
+        wire.socket.sendall(b"BLPOP jobs:left 0\r\n")
+    leaves.socket.close()
+    time.sleep(0.05)
+    assert ask(valkey, "RPUSH", "jobs:left", "job") == b":1\r\n"
+    assert stays.reply() == b"*2\r\n$9\r\njobs:left\r\n$3\r\njob\r\n"
+
+
 def test_what_is_there_for_a_blocking_command_is_given_to_one_that_has_said_its_end(
     proxy: Any, valkey: str, wires: Any
 ) -> None:

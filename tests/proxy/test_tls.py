@@ -23,6 +23,7 @@ from keyheat.errors import ConfigError
 from keyheat.proxy.config import ConfigSource
 from tests.client.tls_servers import Certificates, TlsServer, skip_without_tools
 from tests.conftest import ProxyFactory
+from tests.proxy.proxies import connect
 from tests.proxy.walk import walk
 
 Eventually = Callable[..., Any]
@@ -348,6 +349,26 @@ def test_a_server_with_tls_is_reached(
         for number in range(1, 10):
             other.set("hot", number)
             eventually(lambda number=number: client.get("hot") == b"%d" % number, timeout_s=2)
+
+
+def test_a_server_with_tls_takes_nothing_for_a_client_that_has_left(
+    proxy_factory: ProxyFactory, tls_server: TlsServer, certificates: Certificates
+) -> None:
+    proxy = proxy_factory("", upstream=upstream_of(tls_server, certificates), shards=1)
+    with tls_server.client() as other, plain_client(proxy) as client:
+        assert client.ping()
+        for _ in range(5):
+            with connect(proxy) as leaves:
+                leaves.sendall(b"BLPOP jobs 0\r\n")
+            time.sleep(0.05)
+            assert other.rpush("jobs", "job") == 1
+            assert other.lpop("jobs") == b"job"
+            other.rpush("jobs", "job")
+            with connect(proxy) as ends:
+                ends.sendall(b"BLPOP jobs 0\r\n")
+                ends.shutdown(socket.SHUT_WR)
+                with ends.makefile("rb") as replies:
+                    assert replies.read() == b"*2\r\n$4\r\njobs\r\n$3\r\njob\r\n"
 
 
 def test_a_cluster_is_followed_over_tls(

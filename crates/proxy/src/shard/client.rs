@@ -221,6 +221,8 @@ pub(super) struct Client {
     pub is_blocked: bool,
     /// Since when.
     pub blocked_at: Nanos,
+    /// The server that it waits for knows that it has left.
+    pub has_said_end: bool,
     pub wants: Wants,
     pub deeds: Deeds,
     /// Upstream connections of its own, for as long as it asks for what a shared one cannot give.
@@ -301,6 +303,7 @@ impl Client {
             wanted_db: None,
             is_blocked: false,
             blocked_at: 0,
+            has_said_end: false,
             wants: Wants::All,
             deeds: Deeds::default(),
             own: None,
@@ -695,9 +698,10 @@ impl Client {
     }
 
     /// Whether it has left, and waits for something that may never come. Not at once: what there is for a blocking
-    /// command to take is its.
+    /// command to take is its. Nor where the server knows that it has left.
     pub fn waits_in_vain(&self, now: Nanos) -> bool {
-        let is_blocked = self.is_blocked && now >= self.blocked_at + BLOCKS_AFTER;
+        let is_blocked =
+            self.is_blocked && !self.has_said_end && now >= self.blocked_at + BLOCKS_AFTER;
         let is_listening = self.subscriber.is_some() || self.listening.is_some();
         self.is_last && (is_blocked || is_listening)
     }

@@ -127,6 +127,9 @@ impl Shard {
     /// Gives a client's connection back.
     pub(super) fn release(&mut self, index: u32) {
         let up = &mut self.upstreams[index as usize];
+        if up.is_ending {
+            return self.unpin_and_close(index, "its client left");
+        }
         up.role = Role::Pinned(None);
         let node = &mut self.nodes[up.node as usize];
         if up.pending.is_empty() && node.idle.len() < IDLE_MAX {
@@ -331,6 +334,9 @@ impl Shard {
         if is_sent && up.role == Role::Shared {
             up.marks.set(up.sent, self.now);
         }
+        if up.is_ending && up.stage == Stage::Ready && up.sent == up.out.len() {
+            let _ = up.stream.finish();
+        }
         if up.stream.holds() {
             match up.stream.flush() {
                 Err(e) if e.kind() != ErrorKind::WouldBlock => {
@@ -356,7 +362,7 @@ impl Shard {
         state.readers.retain(|(_, _, _, i)| *i != index);
         state.idle.retain(|i| *i != index);
         let is_lost = up.refusal.is_none() && up.stage == Stage::Ready;
-        if is_lost && matches!(up.role, Role::Shared | Role::Pinned(Some(_))) {
+        if is_lost && !up.is_ending && matches!(up.role, Role::Shared | Role::Pinned(Some(_))) {
             state.losses = state.losses.wrapping_add(1);
         }
         if up.role == Role::Reader {
@@ -376,6 +382,10 @@ impl Shard {
         } else if up.role == Role::Shared {
             tracing::warn!(upstream = %name, waiting = up.pending.len(), "lost a connection: {why}");
             self.want_look();
+        }
+        if let (true, Role::Pinned(Some(id))) = (up.is_ending, up.role) {
+            // As the server ends a client that has left: without a word.
+            self.close_client(id);
         }
         self.tell_owners(&mut up, &name, why);
         match up.role {

@@ -64,10 +64,12 @@ impl Shard {
             return;
         };
         if client.waits_in_vain(now) {
-            self.close_client(id);
-        } else if !client.has_ended && !client.is_held {
+            return self.close_client(id);
+        }
+        if !client.has_ended && !client.is_held {
             self.queue_client(id);
         }
+        self.end_wait(id);
     }
 
     /// Serves what a client has sent, as far as may be now.

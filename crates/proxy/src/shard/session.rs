@@ -466,7 +466,30 @@ impl Shard {
             client.is_blocked = true;
             client.blocked_at = now;
         }
-        self.on_pinned(id, request.frame, Pending::RELEASES)
+        let flow = self.on_pinned(id, request.frame, Pending::RELEASES);
+        self.end_wait(id);
+        flow
+    }
+
+    /// A client that has left says so to the server in which it waits, behind its command. So what there is for it
+    /// to take it gets, and nothing is taken for it later: the server ends the connection, as it would its own.
+    /// Where the client still has keys watched there, or connections of its own, it is let go after a while.
+    pub(super) fn end_wait(&mut self, id: ClientId) {
+        let Some(client) = self.client(id) else {
+            return;
+        };
+        let is_apart = client.own.is_none() && !client.is_watching;
+        if !client.is_last || !client.is_blocked || !is_apart {
+            return;
+        }
+        let Some(index) = client.pinned else {
+            return;
+        };
+        client.has_said_end = true;
+        if let Some(up) = self.upstreams.get_mut(index as usize) {
+            up.is_ending = true;
+            self.mark_upstream(index);
+        }
     }
 
     fn pinned_node(&self, id: ClientId) -> Option<u32> {
@@ -553,6 +576,7 @@ impl Shard {
             return;
         };
         let is_passing = std::mem::take(&mut client.is_blocked) || wanted.is_some();
+        client.has_said_end = false;
         if is_passing && client.is_watching {
             // Only the wait is over; the watch goes on, and its connection stays the client's own.
             return self.mark_client(id);

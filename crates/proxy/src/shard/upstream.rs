@@ -178,6 +178,8 @@ pub(super) struct Upstream {
     pub refusal: Option<String>,
     /// Nobody needs it any more: its end says nothing of the node.
     pub is_dropped: bool,
+    /// Its client has left while it waits: the server is told so, behind what was sent.
+    pub is_ending: bool,
     pub stage: Stage,
     /// Requests: `[answered.., sent.., unsent..]`; the answered ones are forgotten now and then.
     pub out: Vec<u8>,
@@ -224,6 +226,7 @@ impl Upstream {
             used_at: now,
             refusal: None,
             is_dropped: false,
+            is_ending: false,
             stage: Stage::Connecting,
             out: Vec::new(),
             acked: 0,

@@ -383,7 +383,8 @@ impl Shard {
             tracing::warn!(upstream = %name, waiting = up.pending.len(), "lost a connection: {why}");
             self.want_look();
         }
-        if let (true, Role::Pinned(Some(id))) = (up.is_ending, up.role) {
+        let has_ended = up.is_ending && up.stage == Stage::Ready;
+        if let (true, Role::Pinned(Some(id))) = (has_ended, up.role) {
             // As the server ends a client that has left: without a word.
             self.close_client(id);
         }

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from keyheat.server.embedded import EmbeddedServer
-from tests.proxy.proxies import ask, connect, is_up, stats
+from tests.proxy.proxies import ask, connect, ready, stats
 from tests.proxy.relay import Relay
 
 Eventually = Callable[..., Any]
@@ -48,8 +48,7 @@ def hung(server: EmbeddedServer, proxy: Any) -> Iterator[tuple[socket.socket, so
 def test_a_node_that_answers_nothing_is_left_alone_and_served_from_again_when_it_does(
     own_server: EmbeddedServer, proxy_factory: Any, eventually: Eventually
 ) -> None:
-    proxy = proxy_factory(own_server.address, shards=1, breaker_silence_ms=300)
-    eventually(lambda: is_up(proxy))
+    proxy = ready(proxy_factory(own_server.address, shards=1, breaker_silence_ms=300), eventually)
     with hung(own_server, proxy) as (waits, s):
         started = time.monotonic()
         answer = ask(s, b"GET k\r\n")
@@ -69,8 +68,7 @@ def test_a_node_that_answers_nothing_is_left_alone_and_served_from_again_when_it
 def test_a_node_that_hangs_is_left_alone_for_as_long_as_it_does(
     own_server: EmbeddedServer, proxy_factory: Any, eventually: Eventually
 ) -> None:
-    proxy = proxy_factory(own_server.address, shards=1, breaker_silence_ms=300)
-    eventually(lambda: is_up(proxy))
+    proxy = ready(proxy_factory(own_server.address, shards=1, breaker_silence_ms=300), eventually)
     sessions = (b"BLPOP q 1", b"WATCH k", b"SELECT 2", b"SUBSCRIBE c", b"CLIENT TRACKING ON", b"MONITOR")
     with hung(own_server, proxy) as (waits, s):
         until = time.monotonic() + 6.5  # its kernel lets connections in, whose set-up is given up after 5 s
@@ -90,8 +88,9 @@ def test_a_node_that_hangs_is_left_alone_for_as_long_as_it_does(
 def test_a_connection_that_is_dead_while_its_node_lives_is_replaced(
     relay: Relay, proxy_factory: Any, eventually: Eventually
 ) -> None:
-    proxy = proxy_factory(relay.address, shards=1, breaker_silence_ms=300, local_cache=False)
-    eventually(lambda: is_up(proxy))
+    proxy = ready(
+        proxy_factory(relay.address, shards=1, breaker_silence_ms=300, local_cache=False), eventually
+    )
     with connect(proxy) as waits, connect(proxy) as s:
         relay.freeze_open()
         waits.sendall(b"SET k v\r\n")
@@ -103,8 +102,7 @@ def test_a_connection_that_is_dead_while_its_node_lives_is_replaced(
 def test_a_node_that_says_busy_to_everything_is_left_alone_until_it_no_longer_does(
     own_server: EmbeddedServer, proxy_factory: Any, eventually: Eventually
 ) -> None:
-    proxy = proxy_factory(own_server.address, shards=1, breaker_calls_min=5)
-    eventually(lambda: is_up(proxy))
+    proxy = ready(proxy_factory(own_server.address, shards=1, breaker_calls_min=5), eventually)
     with connect(proxy) as s:
         for _ in range(3):
             ask(s, b"GET k\r\n")
@@ -124,8 +122,7 @@ def test_a_node_that_loads_is_left_alone_until_it_has_loaded(
     config = {"enable-debug-command": "yes", "loading-process-events-interval-bytes": "1024"}
     with EmbeddedServer(config, binary=server_binary) as server, server.client() as direct:
         direct.mset({f"k{n}": "v" * 100 for n in range(1_500)})
-        proxy = proxy_factory(server.address, shards=1, breaker_calls_min=5)
-        eventually(lambda: is_up(proxy))
+        proxy = ready(proxy_factory(server.address, shards=1, breaker_calls_min=5), eventually)
         direct.config_set("key-load-delay", 1000)
         reload = threading.Thread(target=direct.execute_command, args=("DEBUG", "RELOAD"))
         with connect(proxy) as s:
@@ -148,8 +145,7 @@ def found(answer: bytes, start: bytes) -> bytes | None:
 def test_without_the_breaker_what_the_node_says_is_passed_on(
     own_server: EmbeddedServer, proxy_factory: Any, eventually: Eventually
 ) -> None:
-    proxy = proxy_factory(own_server.address, shards=1, breaker=False, breaker_calls_min=1)
-    eventually(lambda: is_up(proxy))
+    proxy = ready(proxy_factory(own_server.address, shards=1, breaker=False, breaker_calls_min=1), eventually)
     with connect(proxy) as s, busy_script(own_server):
         deadline = time.monotonic() + 0.5
         while time.monotonic() < deadline:
@@ -157,8 +153,7 @@ def test_without_the_breaker_what_the_node_says_is_passed_on(
 
 
 def test_errors_of_commands_open_nothing(valkey: str, proxy_factory: Any, eventually: Eventually) -> None:
-    proxy = proxy_factory(valkey, shards=1, breaker_calls_min=1, breaker_error_rate=0.01)
-    eventually(lambda: is_up(proxy))
+    proxy = ready(proxy_factory(valkey, shards=1, breaker_calls_min=1, breaker_error_rate=0.01), eventually)
     with connect(proxy) as s:
         ask(s, b"SET k v\r\n")
         deadline = time.monotonic() + 0.4
@@ -171,8 +166,9 @@ def test_errors_of_commands_open_nothing(valkey: str, proxy_factory: Any, eventu
 def test_a_node_that_is_slow_throughout_is_left_alone(
     own_server: EmbeddedServer, proxy_factory: Any, eventually: Eventually
 ) -> None:
-    proxy = proxy_factory(own_server.address, shards=1, breaker_slow_ms=5, breaker_calls_min=4)
-    eventually(lambda: is_up(proxy))
+    proxy = ready(
+        proxy_factory(own_server.address, shards=1, breaker_slow_ms=5, breaker_calls_min=4), eventually
+    )
     with connect(proxy) as s:
         text = eventually(lambda: found(ask(s, burn(0.05)), b"-ERR keyheat: upstream "))
         assert re.search(rb"is failing: .* of \d+ answers \d+ were slow", text)
@@ -182,8 +178,7 @@ def test_a_node_that_is_slow_throughout_is_left_alone(
 def test_one_slow_script_turns_nobody_back(
     own_server: EmbeddedServer, proxy_factory: Any, eventually: Eventually
 ) -> None:
-    proxy = proxy_factory(own_server.address, shards=1, breaker_slow_ms=100)
-    eventually(lambda: is_up(proxy))
+    proxy = ready(proxy_factory(own_server.address, shards=1, breaker_slow_ms=100), eventually)
     answers: list[bytes] = []
     stop = threading.Event()
 
@@ -208,8 +203,7 @@ def test_one_slow_script_turns_nobody_back(
 def test_a_node_that_takes_no_more_connections_is_served_from_on_those_there_are(
     own_server: EmbeddedServer, proxy_factory: Any, eventually: Eventually
 ) -> None:
-    proxy = proxy_factory(own_server.address, shards=1)
-    eventually(lambda: is_up(proxy))
+    proxy = ready(proxy_factory(own_server.address, shards=1), eventually)
     with own_server.client() as direct, connect(proxy) as s, connect(proxy) as blocks:
         assert ask(s, b"SET k v\r\n") == b"+OK\r\n"
         direct.config_set("maxclients", 1)
@@ -228,8 +222,7 @@ def test_a_node_that_takes_no_more_connections_is_served_from_on_those_there_are
 def test_a_session_goes_on_while_its_node_is_left_alone(
     own_server: EmbeddedServer, proxy_factory: Any, eventually: Eventually
 ) -> None:
-    proxy = proxy_factory(own_server.address, shards=1, breaker_silence_ms=300)
-    eventually(lambda: is_up(proxy))
+    proxy = ready(proxy_factory(own_server.address, shards=1, breaker_silence_ms=300), eventually)
     with connect(proxy) as session, connect(proxy) as waits:
         assert ask(session, b"MULTI\r\n") == b"+OK\r\n"
         assert ask(session, b"SET k v\r\n") == b"+QUEUED\r\n"
@@ -245,8 +238,7 @@ def test_a_request_that_is_turned_back_keeps_its_place(
     own_cluster_of_two: tuple[Any, Any], proxy_factory: Any, eventually: Eventually
 ) -> None:
     cluster, (dead, alive) = own_cluster_of_two
-    proxy = proxy_factory(cluster.url, shards=1, breaker_silence_ms=300)
-    eventually(lambda: is_up(proxy))
+    proxy = ready(proxy_factory(cluster.url, shards=1, breaker_silence_ms=300), eventually)
     keys = [f"k{i}" for i in range(50)]
     lost = next(k for k in keys if cluster.owner(k) is dead)
     kept = next(k for k in keys if cluster.owner(k) is alive)
@@ -275,8 +267,7 @@ def own_cluster_of_two(server_binary: str) -> Iterator[tuple[Any, Any]]:
 def test_a_hung_node_that_is_killed_and_started_again_is_served_from_at_once(
     own_server: EmbeddedServer, proxy_factory: Any, eventually: Eventually
 ) -> None:
-    proxy = proxy_factory(own_server.address, shards=1, breaker_silence_ms=300)
-    eventually(lambda: is_up(proxy))
+    proxy = ready(proxy_factory(own_server.address, shards=1, breaker_silence_ms=300), eventually)
     with hung(own_server, proxy) as (waits, s):
         time.sleep(5.5)  # it was asked over a connection of its own, which was given up
         own_server.kill()

@@ -120,13 +120,13 @@ impl Notice {
         }
     }
 
-    /// Whether a line of `MONITOR` shows what the proxy has asked for itself: `+TIME [DB ADDRESS] "COMMAND" …`.
-    pub fn is_own(&self, line: &[u8]) -> bool {
-        parts_of(line).is_some_and(|(address, _)| lock(&self.own).known.contains(address))
+    /// Whether what was said from an address the proxy has asked for itself.
+    pub fn is_own(&self, address: &str) -> bool {
+        lock(&self.own).known.contains(address)
     }
 }
 
-/// The address in a line of `MONITOR`, and what was said from there.
+/// The address in a line of `MONITOR`, and what was said from there: `+TIME [DB ADDRESS] "COMMAND" …`.
 pub(crate) fn parts_of(line: &[u8]) -> Option<(&str, &[u8])> {
     let end = line.windows(2).position(|w| w == b"] ")?;
     let start = line[..end].iter().rposition(|&byte| byte == b' ')?;
@@ -183,14 +183,15 @@ mod tests {
     fn what_the_proxy_asks_for_itself_is_known_by_its_address() {
         let notice = Arc::new(Notice::default());
         let line = |address: &str, said: &str| format!("+1.5 [0 {address}] {said}\r\n");
-        let is_own = |address: &str, said: &str| notice.is_own(line(address, said).as_bytes());
+        let knows = |line: &[u8]| parts_of(line).is_some_and(|(address, _)| notice.is_own(address));
+        let is_own = |address: &str, said: &str| knows(line(address, said).as_bytes());
         let looks = notice.talk(([127, 0, 0, 1], 5000).into());
         let _beats = notice.talk("[::1]:7".parse().unwrap());
         assert!(is_own("127.0.0.1:5000", r#""INFO" "server""#));
         assert!(!is_own("127.0.0.1:500", r#""INFO" "server""#));
         assert!(!is_own("lua", r#""SET" "[0 127.0.0.1:5000] " "1""#));
         assert!(is_own("[::1]:7", r#""ROLE""#));
-        assert!(!notice.is_own(b"+OK\r\n"));
+        assert!(!knows(b"+OK\r\n"));
         drop(looks);
         assert!(is_own("127.0.0.1:5000", r#""INFO" "server""#)); // it may come late
         lock(&notice.own).forget(clock::now() + LATE + 1);

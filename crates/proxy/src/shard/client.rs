@@ -219,10 +219,8 @@ pub(super) struct Client {
     pub wanted_db: Option<u32>,
     /// It waits in a blocking command.
     pub is_blocked: bool,
-    /// Since when.
-    pub blocked_at: Nanos,
-    /// The server that it waits for knows that it has left.
-    pub has_said_end: bool,
+    /// From when on that is in vain, should it have left. Never, where the server knows that it has.
+    in_vain_from: Nanos,
     pub wants: Wants,
     pub deeds: Deeds,
     /// Upstream connections of its own, for as long as it asks for what a shared one cannot give.
@@ -302,8 +300,7 @@ impl Client {
             releases_pinned: false,
             wanted_db: None,
             is_blocked: false,
-            blocked_at: 0,
-            has_said_end: false,
+            in_vain_from: 0,
             wants: Wants::All,
             deeds: Deeds::default(),
             own: None,
@@ -697,11 +694,21 @@ impl Client {
         self.is_last && !self.has_ended || self.stream.may_have_more(n, room)
     }
 
+    /// It begins to wait in a blocking command.
+    pub fn block(&mut self, now: Nanos) {
+        self.is_blocked = true;
+        self.in_vain_from = now + BLOCKS_AFTER;
+    }
+
+    /// The server in which it waits has been told that it has left, and ends the wait.
+    pub fn has_said_end(&mut self) {
+        self.in_vain_from = Nanos::MAX;
+    }
+
     /// Whether it has left, and waits for something that may never come. Not at once: what there is for a blocking
     /// command to take is its. Nor where the server knows that it has left.
     pub fn waits_in_vain(&self, now: Nanos) -> bool {
-        let is_blocked =
-            self.is_blocked && !self.has_said_end && now >= self.blocked_at + BLOCKS_AFTER;
+        let is_blocked = self.is_blocked && now >= self.in_vain_from;
         let is_listening = self.subscriber.is_some() || self.listening.is_some();
         self.is_last && (is_blocked || is_listening)
     }

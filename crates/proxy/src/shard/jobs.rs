@@ -312,8 +312,7 @@ impl Shard {
         };
         let seq = client.open_slot(0);
         client.is_held = true;
-        client.is_blocked = true;
-        client.blocked_at = now;
+        client.block(now);
         let count = indexes.len() * frames.len();
         let job = self.jobs.insert(Job {
             ticket: Ticket { client: id, seq },

@@ -1,9 +1,9 @@
 //! What the proxy does itself, done only for users who may (`auth = "pass_through"`).
 //!
 //! `CLIENT KILL` and its like reach no server, `MULTI` reaches one only with the first key, and `WAIT` by the proxy's
-//! own account, so no server applies the user's rights to them. It is asked: by the user's own connection, a line of the same command that does
-//! nothing (`CLIENT KILL` of a client that there is not; `MULTI`, and `DISCARD` after it). `NOPERM` is what the
-//! client gets, in the server's words, and it stands in the server's `ACL LOG` too.
+//! own account, so no server applies the user's rights to them. It is asked: by the user's own connection, a line of
+//! the same command that does nothing (`CLIENT KILL` of a client that there is not; `MULTI`, and `DISCARD` after it).
+//! `NOPERM` is what the client gets, in the server's words, and it stands in the server's `ACL LOG` too.
 //!
 //! `ACL DRYRUN`, by which answers from memory are judged (`users`), would need a right of the proxy's own account,
 //! and without it everybody would have to be refused.

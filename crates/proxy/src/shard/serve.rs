@@ -156,7 +156,7 @@ impl Shard {
             Class::Blocking => self.blocking(id, request, command),
             Class::Subscribe => self.subscribe(id, request),
             Class::Monitor => self.monitor(id, request),
-            Class::Wait => self.wait_for_copies(id, request),
+            Class::Wait => self.wait_for_copies(id, request, command),
             Class::Apart => self.apart(id, request, command),
             Class::Refused(why) => {
                 self.stats.refused.add(1);

@@ -463,8 +463,7 @@ impl Shard {
         }
         let now = self.now;
         if let Some(client) = self.client(id) {
-            client.is_blocked = true;
-            client.blocked_at = now;
+            client.block(now);
         }
         let flow = self.on_pinned(id, request.frame, Pending::RELEASES);
         self.end_wait(id);
@@ -485,7 +484,7 @@ impl Shard {
         let Some(index) = client.pinned else {
             return;
         };
-        client.has_said_end = true;
+        client.has_said_end();
         if let Some(up) = self.upstreams.get_mut(index as usize) {
             up.is_ending = true;
             self.mark_upstream(index);
@@ -576,7 +575,6 @@ impl Shard {
             return;
         };
         let is_passing = std::mem::take(&mut client.is_blocked) || wanted.is_some();
-        client.has_said_end = false;
         if is_passing && client.is_watching {
             // Only the wait is over; the watch goes on, and its connection stays the client's own.
             return self.mark_client(id);

@@ -31,9 +31,8 @@ const GREETING: [&[u8]; 3] = [
     b"\"CLIENT\" \"ID\"",
 ];
 
-/// Whether a line of `MONITOR` is one of these.
-fn is_greeting(line: &[u8]) -> bool {
-    parts_of(line).is_some_and(|(_, said)| GREETING.iter().any(|words| said.starts_with(words)))
+fn is_greeting(said: &[u8]) -> bool {
+    GREETING.iter().any(|words| said.starts_with(words))
 }
 
 /// What a confirmation says: which command's, of which channel, and how many are left.
@@ -209,7 +208,8 @@ impl Shard {
 
     /// A line of `MONITOR`, or the answer to it. What the proxy says for itself is nobody's business.
     pub(super) fn on_monitored(&mut self, id: ClientId, frame: &[u8]) {
-        let is_own = is_greeting(frame) || self.notice.is_own(frame);
+        let is_own = parts_of(frame)
+            .is_some_and(|(address, said)| is_greeting(said) || self.notice.is_own(address));
         let Some(client) = self.client(id) else {
             return;
         };

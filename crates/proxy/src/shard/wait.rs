@@ -13,6 +13,7 @@
 //! gets an error. In a Cluster all nodes are asked to which the client has written, and the least counts.
 //! The cost is some 60 bytes of the replication stream for each wait.
 
+use keyheat_resp::command::Command;
 use keyheat_resp::encode;
 
 use super::client::ClientId;
@@ -25,18 +26,22 @@ use super::Shard;
 const NO_FUNCTIONS: &[u8] = b"\x0a\x00\x5d\x9b\x5c\x40\x0f\x7f\xa2\xda";
 
 impl Shard {
-    pub(super) fn wait_for_copies(&mut self, id: ClientId, request: &Request<'_>) -> Flow {
+    pub(super) fn wait_for_copies(
+        &mut self,
+        id: ClientId,
+        request: &Request<'_>,
+        command: Option<&'static Command>,
+    ) -> Flow {
         let Some(client) = self.client(id) else {
             return Flow::Next;
         };
         if !client.is_clear() {
             return Flow::Wait;
         }
-        let is_aof = request.arg(0).eq_ignore_ascii_case(b"waitaof");
         let mut user = client.user;
         // Few users may write barriers. Where the proxy has an account, it waits by that, for users who may.
         if self.passes_through() && self.settings.upstream.password.is_some() {
-            if let Some(flow) = self.unless_allowed(id, if is_aof { "waitaof" } else { "wait" }) {
+            if let Some(flow) = command.and_then(|c| self.unless_allowed(id, c.name)) {
                 return flow;
             }
             user = SERVICE;
